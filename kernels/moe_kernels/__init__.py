@@ -1,0 +1,1 @@
+"""Fused routing kernels: JAX arrays in, JAX arrays out."""

@@ -1,0 +1,1 @@
+"""Pretrained encoders and language models in Flax NNX."""

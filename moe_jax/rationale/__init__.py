@@ -1,0 +1,1 @@
+"""Token-to-factor rationales: which expert took which word of a sentence."""

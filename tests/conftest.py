@@ -1,0 +1,33 @@
+"""Shared settings of the tests: strict ranks, tree-mode Flax, few threads."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+from flax import nnx
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the live torch comparisons out unless they are asked for with `-m parity`."""
+    if "parity" in (config.option.markexpr or ""):
+        return
+    chosen, left_out = [], []
+    for item in items:
+        (left_out if item.get_closest_marker("parity") else chosen).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+
+@pytest.fixture
+def key():
+    """A PRNG key that is the same in every test."""
+    return jax.random.key(0)
