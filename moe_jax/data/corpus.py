@@ -1,0 +1,184 @@
+"""Texts with gold labels of their parts: the types, the configuration, and where they come from.
+
+A corpus is either read from the user's files (`readers.py`) or cut out of the documentation that
+Python and the installed packages carry (`documents.py`).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from moe_jax.errors import UserError
+
+
+class Example(NamedTuple):
+    """One text and the gold labels of its parts.
+
+    Attributes:
+      text: the text; never empty.
+      spans: (first character, past-the-end character, label index) of each labelled part,
+        sorted and without overlap; empty when nothing is known.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int, int], ...] = ()
+
+
+class Corpus(NamedTuple):
+    """Examples to train on, examples held out, and the names of the labels.
+
+    Attributes:
+      train: at least one example.
+      test: may be empty (`CorpusConfig.test_fraction=0`, or an empty test.jsonl).
+      labels: name of each label index; empty when no example has spans.
+    """
+
+    train: list[Example]
+    test: list[Example]
+    labels: list[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class CorpusConfig:
+    """Which texts to use.
+
+    Attributes:
+      path: None = the documentation that Python and the installed packages carry; or a .jsonl,
+        .txt or .md file, or a folder (`load_corpus` says how each is read).
+      num_train: examples for training. None = 1,200 of the default corpus, everything of a file;
+        a number takes the first so many of a file's training examples.
+      num_test: the same for the held-out examples; None = 300 of the default corpus.
+      test_fraction: share of the distinct texts that is held out, for files without their own
+        split (ignored when the split is given or made by the default corpus).
+      seed: decides the fragments of the default corpus, and which texts of a file are held out.
+    """
+
+    path: str | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+    test_fraction: float = 0.2
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Raise UserError for a value that cannot be used; the message names the field."""
+        if self.path is not None and not self.path.strip():
+            raise UserError(
+                "corpus.path is an empty string; give a file or folder, or None for the "
+                "documentation of the installed packages"
+            )
+        for name, least in (("num_train", 1), ("num_test", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"corpus.{name}={value} must be at least {least} (or None)")
+        if not 0.0 <= self.test_fraction < 1.0:
+            raise UserError(
+                f"corpus.test_fraction={self.test_fraction} must be at least 0 and below 1"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"corpus.seed={self.seed} must be between 0 and 2**32 - 1")
+
+
+def load_corpus(config: CorpusConfig) -> Corpus:
+    """Read or build the corpus that `config` asks for; the same config gives the same corpus.
+
+    By `config.path`:
+
+    * None: the default corpus (`documents.build`).
+    * FILE.jsonl: one object a line, {"text": str, "spans": [[start, end, label], ...]}; spans are
+      optional, count characters (not bytes) of the text, and a label is an index or a name; other
+      keys are ignored. A labels.json (list of names) beside the file fixes names and indices.
+    * FILE.txt: one text a line. FILE.md: one text a paragraph, without headings and code blocks.
+    * a folder with train.jsonl: that file and test.jsonl are the split, labels.json (optional)
+      names the labels. The test part may be empty, but the file must be there.
+    * any other folder: all its .txt, .md and .jsonl files, also in subfolders, sorted by path;
+      hidden files and folders (.git) are left out.
+
+    Without a given split, texts are ordered by a hash of (seed, text) and the first
+    `test_fraction` of the distinct texts are held out: equal texts stay together, and neither the
+    order of the lines nor the names of the files matter.
+
+    Raises:
+      UserError: bad configuration or input; one line with the file and, where it applies, the line.
+    """
+    from moe_jax.data import documents, readers
+
+    config.validate()
+    if config.path is None:
+        return documents.build(
+            num_train=1200 if config.num_train is None else config.num_train,
+            num_test=300 if config.num_test is None else config.num_test,
+            seed=config.seed,
+        )
+    corpus = readers.read(Path(config.path), config.test_fraction, config.seed)
+    return Corpus(
+        _first(corpus.train, config.num_train, "num_train", config.path),
+        _first(corpus.test, config.num_test, "num_test", config.path),
+        corpus.labels,
+    )
+
+
+def _first(examples: list[Example], number: int | None, name: str, path: str) -> list[Example]:
+    if number is not None and number > len(examples):
+        part = "training" if name == "num_train" else "test"
+        raise UserError(
+            f"corpus.{name}={number} is more than the {len(examples)} {part} examples of {path}"
+        )
+    return examples[:number]
+
+
+def token_labels(
+    offsets_s2: Int[np.ndarray, "s 2"], spans: Sequence[tuple[int, int, int]]
+) -> Int[np.ndarray, " s"]:
+    """Gold label of each token: the label of the span that holds the token's first character.
+
+    Args:
+      offsets_s2: first and past-the-end character of each token, [s, 2].
+      spans: (start, end, label), sorted and without overlap, as in `Example`.
+
+    Returns:
+      [s] int32; -1 for a token outside every span and for a token of no characters (specials).
+    """
+    if not spans:
+        return np.full(len(offsets_s2), -1, np.int32)
+    start, end, label = np.asarray(spans, np.int64).T
+    first = offsets_s2[:, 0]
+    place = np.searchsorted(start, first, side="right") - 1  # last span that starts at or before
+    inside = (place >= 0) & (first < end[place]) & (offsets_s2[:, 1] > first)
+    return np.where(inside, label[place], -1).astype(np.int32)
+
+
+def write_jsonl(corpus: Corpus, folder: str | os.PathLike[str]) -> None:
+    """Write a corpus as train.jsonl, test.jsonl and labels.json; `load_corpus` reads it back.
+
+    The files are made in a hidden folder beside `folder` which then takes its name, so that an
+    interrupted call leaves no half-written corpus.
+
+    Raises:
+      UserError: `folder` is a file, or a folder that holds something already.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; give a new or an empty folder for the corpus")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, examples in (("train", corpus.train), ("test", corpus.test)):
+            with open(partial / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
+                for example in examples:
+                    record = {"text": example.text, "spans": [list(s) for s in example.spans]}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        names = json.dumps(corpus.labels, ensure_ascii=False) + "\n"
+        (partial / "labels.json").write_text(names, encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes it private
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,254 @@
+"""Corpora from the user's files. Every fault is one UserError that names the file and the line."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moe_jax.data.corpus import Corpus, Example
+from moe_jax.errors import UserError
+
+SUFFIXES = (".jsonl", ".txt", ".md")
+# A label index with no labels.json to check it against: names are made for all below it as well.
+_MAX_UNNAMED_LABEL = 9_999
+
+
+class _Record(NamedTuple):
+    """A text as it was read: labels are still indices or names; `where` is for messages."""
+
+    text: str
+    spans: list[tuple[int, int, int | str]]
+    where: str
+
+
+def read(path: Path, test_fraction: float, seed: int) -> Corpus:
+    """Read a file or a folder as `load_corpus` describes."""
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"corpus.path: no such file or folder: {path}")
+    if path.is_dir():
+        if (path / "train.jsonl").exists():
+            return _read_split(path)
+        records = [record for file in _files_below(path) for record in _read_file(file)]
+        names = _read_labels(path / "labels.json")
+    else:
+        records = list(_read_file(path))
+        names = _read_labels(path.parent / "labels.json") if path.suffix == ".jsonl" else None
+    if not records:
+        raise UserError(f"{path}: no text in it; a corpus needs at least one")
+    (examples,), labels = _resolve([records], names)
+    train, test = hold_out(examples, test_fraction, seed)
+    if not train or (test_fraction > 0 and not test):
+        raise UserError(
+            f"{path}: only one distinct text, so none can be held out; add texts or set "
+            "corpus.test_fraction=0"
+        )
+    return Corpus(train, test, labels)
+
+
+def hold_out(
+    examples: list[Example], test_fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Split into (train, test) by a hash of seed and text; equal texts go to the same side.
+
+    round(test_fraction * distinct texts) are held out, but at least one when the fraction is
+    positive and never all. Each side keeps the order of `examples`.
+    """
+
+    def order(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+
+    distinct = sorted({example.text for example in examples}, key=order)
+    number = round(test_fraction * len(distinct))
+    if test_fraction > 0:
+        number = min(max(number, 1), len(distinct) - 1)
+    held = set(distinct[:number])
+    train = [example for example in examples if example.text not in held]
+    test = [example for example in examples if example.text in held]
+    return train, test
+
+
+def _read_split(folder: Path) -> Corpus:
+    train_path, test_path = folder / "train.jsonl", folder / "test.jsonl"
+    if not test_path.exists():
+        raise UserError(
+            f"{folder} has train.jsonl but no test.jsonl; add one (it may be empty), or give "
+            f"{train_path} itself to have it split"
+        )
+    train, test = list(_read_file(train_path)), list(_read_file(test_path))
+    if not train:
+        raise UserError(f"{train_path}: no text in it; a corpus needs at least one")
+    (train_examples, test_examples), labels = _resolve(
+        [train, test], _read_labels(folder / "labels.json")
+    )
+    return Corpus(train_examples, test_examples, labels)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix in SUFFIXES
+        ]
+    if not found:
+        raise UserError(f"{folder}: no {', '.join(SUFFIXES)} file in it or below it")
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _read_text(path: Path) -> str:
+    """The file as UTF-8 (with or without byte order mark), its line ends as newlines."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x})") from error
+    return text.replace("\r\n", "\n")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line with its "file:line"; an empty one is an error, a newline at the end is not."""
+    text = _read_text(path)
+    if not text:
+        return
+    # Not splitlines: JSON strings and prose may hold U+2028 and other exotic separators.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            raise UserError(f"{where}: empty line; each line must hold one text")
+        yield where, line
+
+
+def _read_file(path: Path) -> Iterator[_Record]:
+    if path.suffix == ".jsonl":
+        return (_parse(line, where) for where, line in _lines(path))
+    if path.suffix == ".txt":
+        return (_Record(line.strip(), [], where) for where, line in _lines(path))
+    if path.suffix == ".md":
+        return _paragraphs(path)
+    raise UserError(
+        f"corpus.path: {path} has suffix {path.suffix!r}; supported are {', '.join(SUFFIXES)} "
+        "and folders"
+    )
+
+
+def _paragraphs(path: Path) -> Iterator[_Record]:
+    """Blocks of a Markdown file between blank lines, each joined to one line."""
+    text = re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", _read_text(path), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    for block in re.split(r"\n\s*\n", text):
+        if joined := " ".join(block.split()):
+            yield _Record(joined, [], str(path))
+
+
+def _parse(line: str, where: str) -> _Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise UserError(f"{where}: not JSON ({reason})") from error
+    if not isinstance(record, dict):
+        raise UserError(f'{where}: a {type(record).__name__}, not an object with a "text"')
+    if "text" not in record:
+        raise UserError(f'{where}: no "text" in the object (its keys: {sorted(record)})')
+    text = record["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'{where}: "text" must be a string that is not blank, not {text!r}')
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(f'{where}: "text" holds half a surrogate pair (\\ud800 to \\udfff)')
+    spans = record.get("spans")
+    return _Record(text, _parse_spans([] if spans is None else spans, text, where), where)
+
+
+def _parse_spans(spans: Any, text: str, where: str) -> list[tuple[int, int, int | str]]:
+    if not isinstance(spans, list):
+        raise UserError(f'{where}: "spans" must be a list of [start, end, label], not {spans!r}')
+    for span in spans:
+        if not (isinstance(span, list) and len(span) == 3):
+            raise UserError(f"{where}: span {span!r} must be [start, end, label]")
+        start, end, label = span
+        if type(start) is not int or type(end) is not int or type(label) not in (int, str):
+            raise UserError(
+                f"{where}: span {span!r} must be two whole numbers and a label index or name"
+            )
+        if start >= end:
+            raise UserError(f"{where}: span {span!r} must start before it ends")
+        if start < 0 or end > len(text):
+            raise UserError(
+                f"{where}: span {span!r} is out of range; the text has {len(text)} characters"
+            )
+    ordered = sorted((tuple(span) for span in spans), key=lambda span: span[:2])
+    for left, right in zip(ordered, ordered[1:], strict=False):
+        if right[0] < left[1]:
+            raise UserError(f"{where}: spans {list(left)!r} and {list(right)!r} overlap")
+    return ordered
+
+
+def _read_labels(path: Path) -> list[str] | None:
+    """Names from a labels.json; None when there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise UserError(f"{path}: must be a list of names")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: names a label twice")
+    return names
+
+
+def _resolve(
+    parts: list[list[_Record]], names: list[str] | None
+) -> tuple[list[list[Example]], list[str]]:
+    """Turn label names into indices. Without `names`: the names that occur, sorted."""
+    used = {
+        (label, record.where) for part in parts for record in part for *_, label in record.spans
+    }
+    if names is None:
+        names = _collect_names(used)
+    index = {name: i for i, name in enumerate(names)}
+    for label, where in sorted(used, key=lambda pair: pair[1]):
+        if isinstance(label, str) and label not in index:
+            raise UserError(f"{where}: label {label!r} is not in labels.json")
+        if isinstance(label, int) and not 0 <= label < len(names):
+            raise UserError(
+                f"{where}: label {label} is out of range; labels.json has {len(names)} labels"
+            )
+
+    def example(record: _Record) -> Example:
+        spans = [(a, b, index[c] if isinstance(c, str) else c) for a, b, c in record.spans]
+        return Example(record.text, tuple(spans))
+
+    return [[example(record) for record in part] for part in parts], names
+
+
+def _collect_names(used: set[tuple[int | str, str]]) -> list[str]:
+    """Label names for a corpus without labels.json: its own names, or "0", "1", ... to the top."""
+    strings = sorted({label for label, _ in used if isinstance(label, str)})
+    numbers = [(label, where) for label, where in used if isinstance(label, int)]
+    if not numbers:
+        return strings
+    top, where = max(numbers)
+    if strings:
+        raise UserError(f"{where}: label {top} is a number where others are names; use one kind")
+    lowest, low_where = min(numbers)
+    if lowest < 0:
+        raise UserError(f"{low_where}: label {lowest} is negative")
+    if top > _MAX_UNNAMED_LABEL:
+        raise UserError(f"{where}: label {top} is above {_MAX_UNNAMED_LABEL}; use names instead")
+    return [str(i) for i in range(top + 1)]
