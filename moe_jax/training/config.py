@@ -1,0 +1,88 @@
+"""The settings of a training run."""
+
+import dataclasses
+import math
+from typing import Any
+
+from moe_jax.errors import UserError
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig:
+    """How long to train, how fast, and what to keep.
+
+    Attributes:
+      steps: how many steps; one batch each.
+      learning_rate: the peak of the schedule, for AdamW (b1 0.9, b2 0.999, eps 1e-8).
+      warmup_steps: the rate climbs linearly from 0 and reaches the peak at this step.
+      schedule: what follows the warm-up: "constant", or "cosine" down to 0 at the last step.
+      weight_decay: decoupled decay of the weights with two axes or more (never of biases).
+      grad_clip: the largest global norm of the gradient; larger ones are scaled; 0 = no clipping.
+      seed: of initialisation and of every random draw of the loss.
+      log_every: one line of metrics.jsonl per so many steps: means over them.
+      eval_every: evaluate after every so many steps and after the last; 0 = not in the loop.
+      checkpoint_every: save after every so many steps (always at step 0 and after the last).
+      keep_checkpoints: how many of the newest to keep. 1 leaves none to fall back to.
+      max_bad_steps: stop after so many steps in a row with a loss or gradient that is not finite.
+      tensorboard: write TensorBoard events too (needs the package tensorboardX).
+    """
+
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 0
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+
+    def validate(self, path: str = "train") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        for name, low in _INTEGERS.items():
+            _integer(f"{path}.{name}", getattr(self, name), low)
+        for name in ("learning_rate", "weight_decay", "grad_clip"):
+            _not_negative(f"{path}.{name}", getattr(self, name))
+        if self.learning_rate == 0:
+            raise UserError(f"{path}.learning_rate=0: must be more than 0")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"{path}.schedule={self.schedule!r}: must be one of {SCHEDULES}")
+        if not isinstance(self.tensorboard, bool):
+            raise UserError(f"{path}.tensorboard={self.tensorboard!r}: must be True or False")
+        if self.warmup_steps >= self.steps:
+            raise UserError(
+                f"{path}.warmup_steps={self.warmup_steps}: must be less than "
+                f"{path}.steps={self.steps}"
+            )
+
+
+_INTEGERS = {
+    "steps": 1,
+    "warmup_steps": 0,
+    "seed": 0,
+    "log_every": 1,
+    "eval_every": 0,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "max_bad_steps": 1,
+}
+_INTEGER_LIMIT = 2**31 - 1  # steps and seeds live in int32 on the device
+
+
+def _integer(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INTEGER_LIMIT:
+        raise UserError(
+            f"{name}={value!r}: must be a whole number from {low} to {_INTEGER_LIMIT}"
+        )
+
+
+def _not_negative(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise UserError(f"{name}={value!r}: must be a finite number of at least 0")

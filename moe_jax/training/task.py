@@ -1,0 +1,68 @@
+"""What a system gives to the training loop: one class with a few methods."""
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+from flax import nnx
+from jaxtyping import Array, Float
+
+Batch = Mapping[str, Any]
+"""One batch: arrays by name, as the data iterator yields them (NumPy) or on the device (JAX)."""
+
+Filter = Any
+"""A Flax NNX filter: a Variable type, a tuple of them, or `callable(path, variable) -> bool`."""
+
+
+class Task(abc.ABC):
+    """What is trained, on what, and how it is judged.
+
+    `train` calls the methods in this order. In a fresh run: `init`, `prepare`, then one `loss` per
+    step on batches from `train_data`, and `evaluate` every `eval_every` steps. In a run that is
+    resumed: `init` (only its shapes are used), then straight to the steps. The launch script ends
+    with `evaluate` and `report`.
+
+    Attributes:
+      trainable: which variables the optimizer changes; the others are kept as they are unless
+        `loss` itself assigns to them (running averages). The default is every `nnx.Param`. A
+        function of (path, variable) freezes a part:
+        `lambda path, variable: isinstance(variable, nnx.Param) and path[0] != "encoder"`.
+    """
+
+    trainable: Filter = nnx.Param
+
+    @abc.abstractmethod
+    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Build the model. Must be traceable: it is also run under `nnx.eval_shape`."""
+
+    def prepare(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+        """Finish the initialisation from data, once, before step 0 of a fresh run.
+
+        The result is saved in the checkpoint of step 0, so a resumed run does not do it again.
+        It must have the structure and shapes that `init` gives. The default changes nothing.
+        """
+        del rngs
+        return model
+
+    @abc.abstractmethod
+    def loss(
+        self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The scalar to minimise and other scalars to log, by name. Runs under `jax.jit`.
+
+        `rngs` is a function of the seed and the step alone.
+        """
+
+    @abc.abstractmethod
+    def train_data(self) -> grain.DatasetIterator:
+        """An endless iterator over batches that can save and restore its position."""
+
+    @abc.abstractmethod
+    def evaluate(self, model: nnx.Module) -> dict[str, float]:
+        """Figures by name, from held-out data. Must not change the model."""
+
+    def report(self, model: nnx.Module, workdir: Path) -> None:
+        """Write what a person reads (report.html, plots) into `workdir`. The default: nothing."""
+        del model, workdir
