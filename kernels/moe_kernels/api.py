@@ -1,0 +1,76 @@
+"""The public operation: `moe_ffn`. Backends are looked up by name in `BACKENDS`."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from jaxtyping import Array, Float, Int
+
+from moe_kernels import reference
+from moe_kernels.arguments import Experts, check
+
+BACKENDS: MappingProxyType[str, Callable[..., Array]] = MappingProxyType(
+    {"reference": reference.moe_ffn}
+)
+"""Name -> function(x, expert, weight, experts, *, activation); the arguments are checked already."""
+
+
+def moe_ffn(
+    x: Float[Array, "t d"],
+    expert: Int[Array, "t k"],
+    weight: Float[Array, "t k"],
+    w_in: Float[Array, "e d f"],
+    w_out: Float[Array, "e f d"],
+    *,
+    w_gate: Float[Array, "e d f"] | None = None,
+    b_in: Float[Array, "e f"] | None = None,
+    b_gate: Float[Array, "e f"] | None = None,
+    b_out: Float[Array, "e d"] | None = None,
+    activation: str = "silu",
+    backend: str | None = None,
+) -> Float[Array, "t d"]:
+    """Sends every token through its k experts and sums what they give, weighted.
+
+        y_t = sum_k weight_tk * (a W_out[e] + b_out[e]),  e = expert_tk,
+        a = act(x_t W_gate[e] + b_gate[e]) * (x_t W_in[e] + b_in[e])   with w_gate (SwiGLU, GeGLU..),
+        a = act(x_t W_in[e] + b_in[e])                                 without.
+
+    A choice whose id is num_experts is dropped: it adds exactly 0, takes no part in any gradient
+    and costs (almost) nothing. Ids outside 0..num_experts are treated the same way: the values
+    cannot be checked under jit, and no read ever leaves the arrays.
+
+    Args:
+      x: tokens, bfloat16, float16 or float32 (float64 where JAX has it on).
+      expert: ids of the chosen experts, any integer dtype.
+      weight: combine weights, any float dtype, used as they are (no normalisation).
+      w_in, w_out, w_gate, b_in, b_gate, b_out: the experts' parameters, all in the dtype of x.
+      activation: silu, gelu (exact), gelu_tanh, relu or relu2.
+      backend: "reference" (every expert sees every token; the oracle), "xla" (grouped blocks, plain
+        XLA, its own backward), or None: the fastest that exists for the platform. A named backend
+        never falls back to another.
+
+    Returns:
+      y, in the dtype of x; products are summed in float32. Reverse-mode derivatives exist for
+      x, weight and every parameter.
+
+    Raises:
+      ValueError: a shape, dtype or name is wrong; the message names the argument.
+    """
+    x, expert, weight, experts = check(
+        x, expert, weight, Experts(w_in, w_out, w_gate, b_in, b_gate, b_out), activation
+    )
+    return BACKENDS[choose(backend)](x, expert, weight, experts, activation=activation)
+
+
+def choose(backend: str | None) -> str:
+    """The backend's name that `moe_ffn` will use.
+
+    None gives "xla" on every platform: it is plain XLA and runs anywhere.
+
+    Raises:
+      ValueError: there is no backend of that name.
+    """
+    if backend is None:
+        return "reference"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)} (or None)")
+    return backend
