@@ -1,0 +1,243 @@
+"""Bidirectional Transformer encoders of the BERT family, in one module.
+
+BERT, MiniLM, DistilBERT, RoBERTa, CodeBERT and XLM-RoBERTa are the same network; what differs
+is a number or two in EncoderConfig (where positions start, how many token types there are, the
+activation, epsilon). Nothing here looks at a model's name.
+
+Source: Devlin et al. 2018 (BERT), Sanh et al. 2019 (DistilBERT), Liu et al. 2019 (RoBERTa).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.errors import UserError
+
+# The exact gelu is the one BERT was trained with; the tanh form differs by up to 5e-4.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class EncoderConfig:
+    """The numbers that tell the members of the BERT family apart.
+
+    Attributes:
+      vocab_size: rows of the token embedding table.
+      d_model: width of the states.
+      num_layers: Transformer layers.
+      num_heads: attention heads; divides d_model.
+      d_ff: width of the feed-forward layers.
+      num_positions: rows of the position table, those before position_offset included.
+      position_offset: table row of a text's first token: 0 for BERT, the padding id + 1 for
+        RoBERTa (whose tables keep unused rows for padding).
+      num_token_types: rows of the token type table; 0 for a model that has none (DistilBERT).
+      activation: "gelu" (exact), "gelu_tanh", "relu" or "silu".
+      norm_eps: epsilon of every layer norm.
+      pad_id: id that fills masked positions; it has no effect on the others' states.
+      dtype: what the layers compute in; the parameters stay float32, layer norms and softmax too.
+    """
+
+    vocab_size: int = 30522
+    d_model: int = 384
+    num_layers: int = 6
+    num_heads: int = 12
+    d_ff: int = 1536
+    num_positions: int = 512
+    position_offset: int = 0
+    num_token_types: int = 2
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    pad_id: int = 0
+    dtype: str = "float32"
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens (special ones included) that one row can hold."""
+        return self.num_positions - self.position_offset
+
+    def validate(self) -> None:
+        """Checks every field.
+
+        Raises:
+          UserError: a field is out of range; the message names it.
+        """
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff"):
+            if getattr(self, name) < 1:
+                raise UserError(f"encoder.{name}={getattr(self, name)} must be at least 1")
+        for name in ("position_offset", "num_token_types", "pad_id"):
+            if getattr(self, name) < 0:
+                raise UserError(f"encoder.{name}={getattr(self, name)} must be at least 0")
+        if self.d_model % self.num_heads:
+            raise UserError(
+                f"encoder.num_heads={self.num_heads} does not divide d_model={self.d_model}"
+            )
+        if self.max_length < 1:
+            raise UserError(
+                f"encoder.num_positions={self.num_positions} leaves no row after "
+                f"position_offset={self.position_offset}"
+            )
+        if not self.norm_eps > 0:
+            raise UserError(f"encoder.norm_eps={self.norm_eps} must be more than 0")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"encoder.activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"encoder.dtype={self.dtype!r} is not float32, bfloat16 or float16")
+
+
+def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # The two-pass variance: E[x^2] - E[x]^2 would lose the digits that parity needs.
+    return nnx.LayerNorm(
+        config.d_model, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs
+    )
+
+
+class EncoderLayer(nnx.Module):
+    """One post-norm layer: x = norm(x + attention(x)); x = norm(x + ffn(x))."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        dense = functools.partial(
+            nnx.Linear,
+            dtype=jnp.dtype(config.dtype),
+            kernel_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.num_heads = config.num_heads
+        self.activation = config.activation
+        # One GEMM makes queries, keys and values; columns in that order.
+        self.qkv = dense(config.d_model, 3 * config.d_model)
+        self.attention_out = dense(config.d_model, config.d_model)
+        self.attention_norm = _norm(config, rngs)
+        self.ffn_in = dense(config.d_model, config.d_ff)
+        self.ffn_out = dense(config.d_ff, config.d_model)
+        self.ffn_norm = _norm(config, rngs)
+
+    def __call__(
+        self, x_td: Float[Array, "t d"], where_bs: Bool[Array, "b s"]
+    ) -> Float[Array, "t d"]:
+        """Maps the states of b rows of s positions, t = b * s.
+
+        Args:
+          x_td: states, rows flattened so that the GEMMs are large and two-dimensional.
+          where_bs: False where nothing may attend to a position.
+
+        Returns:
+          [t d] new states.
+        """
+        b, s = where_bs.shape
+        qkv = self.qkv(x_td).reshape(b, s, 3, self.num_heads, -1)
+        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], where_bs)
+        x_td = self.attention_norm(x_td + self.attention_out(mixed.reshape(x_td.shape)))
+        hidden_tf = ACTIVATIONS[self.activation](self.ffn_in(x_td))
+        return self.ffn_norm(x_td + self.ffn_out(hidden_tf))
+
+
+def attention(
+    query_bshd: Float[Array, "b s h d"],
+    key_bshd: Float[Array, "b s h d"],
+    value_bshd: Float[Array, "b s h d"],
+    where_bs: Bool[Array, "b s"],
+) -> Float[Array, "b s h d"]:
+    """softmax(q k^T / sqrt(d)) v for each head, over the positions where `where_bs` holds.
+
+    The softmax runs in float32. In a row without any allowed position the weights are uniform
+    (the states there are finite and mean nothing).
+    """
+    scale = query_bshd.shape[-1] ** -0.5
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query_bshd * scale, key_bshd, preferred_element_type=jnp.float32
+    )
+    logits = jnp.where(where_bs[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(logits, axis=-1).astype(value_bshd.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", probs, value_bshd)
+
+
+class Encoder(nnx.Module):
+    """A BERT-family encoder without pooler or heads. No dropout: it gives the test-time states.
+
+    Args:
+      config: its shape; validated here.
+      rngs: `params` stream for the initial weights (normal, 0.02).
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        config.validate()
+        table = functools.partial(
+            nnx.Embed,
+            features=config.d_model,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.position_offset = config.position_offset
+        self.max_length = config.max_length
+        self.token = table(config.vocab_size)
+        self.position = table(config.num_positions)
+        self.token_type = table(config.num_token_types) if config.num_token_types else None
+        self.norm = _norm(config, rngs)
+        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+
+    def __call__(
+        self,
+        ids_bs: Int[Array, "b s"],
+        where_bs: Bool[Array, "b s"],
+        token_types_bs: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """States after the last layer.
+
+        Args:
+          ids_bs: token ids, special tokens included.
+          where_bs: True at tokens, False at padding.
+          token_types_bs: segment of each token (BERT's sentence A or B); None means 0 everywhere.
+
+        Returns:
+          [b s d] float32 states; at padding they are finite and mean nothing.
+
+        Raises:
+          ValueError: more positions than the encoder has, or token types it does not have.
+        """
+        return self.hidden_states(ids_bs, where_bs, token_types_bs)[-1]
+
+    def hidden_states(
+        self,
+        ids_bs: Int[Array, "b s"],
+        where_bs: Bool[Array, "b s"],
+        token_types_bs: Int[Array, "b s"] | None = None,
+    ) -> tuple[Float[Array, "b s d"], ...]:
+        """Embeddings and the states after every layer: num_layers + 1 arrays [b s d], float32.
+
+        Arguments and errors are those of `__call__`. Under jit, layers that nothing reads cost
+        nothing.
+        """
+        b, s = ids_bs.shape
+        x_td = self._embed(ids_bs, token_types_bs).reshape(b * s, -1)
+        states = [x_td]
+        for layer in self.layers:
+            x_td = layer(x_td, where_bs)
+            states.append(x_td)
+        return tuple(x.reshape(b, s, -1) for x in states)
+
+    def _embed(
+        self, ids_bs: Int[Array, "b s"], token_types_bs: Int[Array, "b s"] | None
+    ) -> Float[Array, "b s d"]:
+        s = ids_bs.shape[1]
+        if s > self.max_length:
+            raise ValueError(f"{s} positions are more than the encoder's {self.max_length}")
+        first = self.position_offset
+        x_bsd = self.token(ids_bs) + self.position.embedding[first : first + s][None]
+        if self.token_type is not None:
+            types = jnp.zeros_like(ids_bs) if token_types_bs is None else token_types_bs
+            x_bsd = x_bsd + self.token_type(types)
+        elif token_types_bs is not None:
+            raise ValueError("token_types_bs was given to an encoder without token types")
+        return self.norm(x_bsd)

