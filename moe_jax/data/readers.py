@@ -1,6 +1,7 @@
 """Corpora from the user's files. Every fault is one UserError that names the file and the line."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -191,7 +192,7 @@ def _parse_spans(spans: Any, text: str, where: str) -> list[tuple[int, int, int 
                 f"{where}: span {span!r} is out of range; the text has {len(text)} characters"
             )
     ordered = sorted((tuple(span) for span in spans), key=lambda span: span[:2])
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         if right[0] < left[1]:
             raise UserError(f"{where}: spans {list(left)!r} and {list(right)!r} overlap")
     return ordered
