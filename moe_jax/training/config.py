@@ -77,9 +77,7 @@ _INTEGER_LIMIT = 2**31 - 1  # steps and seeds live in int32 on the device
 
 def _integer(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INTEGER_LIMIT:
-        raise UserError(
-            f"{name}={value!r}: must be a whole number from {low} to {_INTEGER_LIMIT}"
-        )
+        raise UserError(f"{name}={value!r}: must be a whole number from {low} to {_INTEGER_LIMIT}")
 
 
 def _not_negative(name: str, value: Any) -> None:

@@ -25,12 +25,13 @@ class BadSteps(NamedTuple):
       total: skipped steps since step 0.
       in_a_row: skipped steps up to now without a good one between; the guard latches at
         `max_bad_steps`, after which nothing changes any more.
-      where: what was not finite in the last of them: 0 the loss, i + 1 the gradient of
-        the i-th trained leaf by name.
+      last: the last of them, counted from 1.
+      where: what was not finite in it: 0 the loss, i + 1 the gradient of the i-th trained leaf by name.
     """
 
     total: Int[Array, ""]
     in_a_row: Int[Array, ""]
+    last: Int[Array, ""]
     where: Int[Array, ""]
 
 
@@ -55,7 +56,10 @@ class Parts:
     def __init__(self, model: nnx.Module, trainable: Filter):
         self._trainable = trainable
         self._graph, *states = nnx.split(model, trainable, ...)
-        self._templates = [list(nnx.to_flat_state(state)) for state in states]
+        self._templates = [
+            [(path, _fill(leaf, _abstract(leaf))) for path, leaf in nnx.to_flat_state(state)]
+            for state in states
+        ]
         for template in self._templates:
             names = [_name(path) for path, _ in template]
             if len(set(names)) != len(names):
@@ -67,9 +71,22 @@ class Parts:
         """(trained leaves, rest). The arrays are the model's own, not copies."""
         _, *states = nnx.split(model, self._trainable, ...)
         params, rest = (
-            {_name(path): leaf[...] for path, leaf in nnx.to_flat_state(state)} for state in states
+            {_name(path): _value(leaf) for path, leaf in nnx.to_flat_state(state)}
+            for state in states
         )
         return params, rest
+
+    def check_same(self, model: nnx.Module) -> None:
+        """A ValueError if `model` has other leaves than the model this was made from."""
+        for template, leaves in zip(self._templates, self.split(model), strict=True):
+            was = {_name(path): (leaf.shape, leaf.dtype) for path, leaf in template}
+            now = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+            for name in sorted(was.keys() | now.keys()):
+                if was.get(name) != now.get(name):
+                    raise ValueError(
+                        f"Task.prepare changed {name} from {was.get(name)} to {now.get(name)}: "
+                        "it must keep the structure and shapes that Task.init gives"
+                    )
 
     def merge(self, params: Leaves, rest: Leaves) -> nnx.Module:
         """A model that holds these arrays (also under a JAX transformation)."""
@@ -100,7 +117,7 @@ def first_state(
     buffer is gone, so what it is given must belong to nobody else.
     """
     params, rest = own((params, rest))
-    zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(5)]
     return TrainState(zeros[0], key, params, rest, optimizer.init(params), BadSteps(*zeros[1:]))
 
 
@@ -111,6 +128,15 @@ def own(tree: Any) -> Any:
 
 def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in path)
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype only, so that a template doesn't keep the first parameters alive."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _fill(template: Any, value: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import BadSteps, Leaves, Parts, TrainState
@@ -70,7 +70,7 @@ def make_step(task: Task, parts: Parts, config: TrainConfig) -> Step:
         with_grads = jax.value_and_grad(objective, has_aux=True)
         (loss, (metrics, rest)), grads = with_grads(state.params)
         squares = jnp.stack([_square(grads[name]) for name in sorted(grads)])
-        ok, bad = _guard(loss, squares, state.bad, config.max_bad_steps)
+        ok, bad = _guard(loss, squares, state, config.max_bad_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, rest, opt_state = jax.tree.map(
@@ -90,20 +90,24 @@ def make_step(task: Task, parts: Parts, config: TrainConfig) -> Step:
 
 
 def _guard(
-    loss: Float[Array, ""], squares: Float[Array, " leaves"], bad: BadSteps, limit: int
+    loss: Float[Array, ""], squares: Float[Array, " leaves"], state: TrainState, limit: int
 ) -> tuple[Bool[Array, ""], BadSteps]:
     """Is this step to be taken, and the counts after it.
 
     A leaf's sum of squares is finite exactly when its entries are, and their squares: a gradient
     of 1e20 or more is as useless to Adam as an infinite one.
     """
+    bad = state.bad
     finite = jnp.isfinite(jnp.concatenate([loss[None].astype(jnp.float32), squares]))
     latched = bad.in_a_row >= limit
     fault = ~jnp.all(finite) & ~latched
-    one = fault.astype(jnp.int32)
-    where: Int[Array, ""] = jnp.where(fault, jnp.argmin(finite).astype(jnp.int32), bad.where)
-    in_a_row = jnp.where(fault | latched, bad.in_a_row + one, 0)
-    return ~(fault | latched), BadSteps(bad.total + one, in_a_row, where)
+    after = BadSteps(
+        total=bad.total + fault,
+        in_a_row=jnp.where(fault | latched, bad.in_a_row + fault, 0),
+        last=jnp.where(fault, state.step + 1, bad.last),
+        where=jnp.where(fault, jnp.argmin(finite).astype(jnp.int32), bad.where),
+    )
+    return ~(fault | latched), after
 
 
 def _square(grad: Array) -> Float[Array, ""]:
@@ -121,6 +125,7 @@ def _checked(metrics: Metrics) -> Metrics:
         if name in RESERVED:
             raise ValueError(f"Task.loss gave a metric named {name!r}, which the step itself gives")
         if jnp.shape(value) != ():
-            raise ValueError(f"Task.loss gave metric {name!r} of shape {jnp.shape(value)}, "
-                             "must be a scalar")
+            raise ValueError(
+                f"Task.loss gave metric {name!r} of shape {jnp.shape(value)}, must be a scalar"
+            )
     return dict(metrics)

@@ -70,11 +70,16 @@ def claim(workdir: Path, config: Any) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(draft, target)
             draft.unlink()
-    difference = first_difference(load(workdir), mine)
+    check_same(workdir, load(workdir), mine)
+
+
+def check_same(workdir: Path, theirs: Json, ours: Json, path: str = "") -> None:
+    """A UserError that names the first field in which the run in `workdir` differs from this."""
+    difference = first_difference(theirs, ours, path)
     if difference is not None:
-        name, theirs, ours = difference
+        name, their, our = difference
         raise UserError(
-            f"workdir {workdir} holds a run with {name}={theirs}, not {ours}: "
+            f"workdir {workdir} holds a run with {name}={their}, not {our}: "
             "give the same value, or another folder"
         )
 
@@ -147,7 +152,7 @@ def file_errors(path: Path) -> Iterator[None]:
 
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN and no infinity: null stands for them."""
-    return float(value) if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def _draft(target: Path, text: str) -> Path:

@@ -1,0 +1,225 @@
+"""`train`: any Task, from wherever its workdir says it had got to, to the last step."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from flax import nnx
+
+from moe_jax.errors import UserError
+from moe_jax.training import checkpoint, workdir as folders
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.interrupt import Interrupted, Interrupts
+from moe_jax.training.metrics import (
+    EVALUATION,
+    Window,
+    append_timing,
+    evaluation_at,
+    open_writers,
+)
+from moe_jax.training.progress import Progress
+from moe_jax.training.state import Parts, TrainState, abstract_model, first_state, own, streams
+from moe_jax.training.step import make_optimizer, make_step
+from moe_jax.training.task import Batch, Task
+
+
+class Diverged(UserError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
+    """Train a task to `config.steps` and return its model.
+
+    Under `workdir` it leaves metrics.jsonl (means over every `log_every` steps, and evaluations),
+    timing.jsonl and checkpoints/. If there are checkpoints, the run goes on from the newest good
+    one, and everything but timing.jsonl ends up bit for bit as if it had never stopped. A finished
+    run is not trained again.
+
+    Raises:
+      UserError: a bad config, a workdir of another run, a full disk.
+      Diverged: `max_bad_steps` steps in a row were not finite; says where.
+      Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint left.
+    """
+    config.validate()
+    workdir = Path(workdir)
+    with folders.lock(workdir):
+        run = _start(task, config, workdir)
+        if run.step < config.steps or run.owes_evaluation():
+            run.finish()
+        return run.model()
+
+
+def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
+    """A fresh run, or the one that the newest good checkpoint holds."""
+    folder = workdir / "checkpoints"
+    found = checkpoint.newest(folder)
+    init_key, prepare_key, step_key = streams(config.seed)
+    optimizer = make_optimizer(config)
+    if found is None:
+        model = task.init(nnx.Rngs(init_key))
+        parts = Parts(model, task.trainable)
+        model = task.prepare(model, nnx.Rngs(prepare_key))
+        parts.check_same(model)
+        state = first_state(*parts.split(model), optimizer, step_key)
+        return _Run(task, config, workdir, parts, state)
+    folders.check_same(workdir, found.run["config"]["train"], folders.to_json(config), "train")
+    parts = Parts(model := abstract_model(task), task.trainable)
+    params, rest = parts.split(model)
+    like = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, step_key), params, rest)
+    state = own(checkpoint.restore_state(found, like))
+    checkpoint.set_aside_newer(folder, found.step)
+    return _Run(task, config, workdir, parts, state, found)
+
+
+class _Run:
+    """A run under way: the state, how far it is, and what of it is still to be written."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        workdir: Path,
+        parts: Parts,
+        state: TrainState,
+        found: checkpoint.Found | None = None,
+    ):
+        self.task, self.config, self.workdir, self.parts = task, config, workdir, parts
+        self.state, self.step = state, found.step if found else 0
+        self._position = found.run["data"] if found else None
+        self._window = Window(found.run["window"] if found else None)
+        self._saved = self.step if found else None
+
+    def model(self) -> nnx.Module:
+        """The model as it is now, in arrays that no later step touches."""
+        return self.parts.merge(*own((self.state.params, self.state.rest)))
+
+    def owes_evaluation(self) -> bool:
+        """Was this step's evaluation cut off by a signal?"""
+        path = self.workdir / "metrics.jsonl"
+        return self._due(self.config.eval_every) and evaluation_at(path, self.step) is None
+
+    def finish(self) -> None:
+        """The steps that are left, with everything that happens between them."""
+        with contextlib.ExitStack() as stack:
+            self._saver = stack.enter_context(
+                checkpoint.Saver(self.workdir / "checkpoints", self.config.keep_checkpoints)
+            )
+            self._progress = Progress(self.step, self.config.steps)
+            stack.callback(self._progress.close)
+            self._writers = open_writers(self.workdir, self.config, self.step)
+            for writer in self._writers:
+                stack.callback(writer.close)
+            self._data = self._open_data()
+            stack.callback(self._data.close)
+            self._interrupts = stack.enter_context(Interrupts())
+            self._steps()
+
+    def _open_data(self) -> grain.DatasetIterator:
+        data = self.task.train_data()
+        if self._position is not None:
+            data.set_state(self._position)
+        return data
+
+    def _steps(self) -> None:
+        step = jax.jit(make_step(self.task, self.parts, self.config), donate_argnums=0)
+        self._clock = time.monotonic()
+        if self._saved is None:
+            self._save()
+        elif self.owes_evaluation():
+            self._evaluate()
+        self._leave_if_asked()
+        while self.step < self.config.steps:
+            self.state, metrics = step(self.state, self._next_batch())
+            self.step += 1
+            if self._window.add(metrics):
+                self._check_finite()
+            self._progress.step(self.step)
+            self._saver.check()
+            self._between()
+
+    def _between(self) -> None:
+        """Log, evaluate, save: in this order, so that a checkpoint never lacks its own lines."""
+        if self._due(self.config.log_every):
+            self._log()
+        if self._due(self.config.eval_every) and self._interrupts.signum is None:
+            self._evaluate()
+        if self._due(self.config.checkpoint_every):
+            self._save()
+        self._leave_if_asked()
+
+    def _due(self, every: int) -> bool:
+        """Every so many steps and at the last one; 0 = never."""
+        return (
+            every > 0
+            and self.step > 0
+            and (self.step % every == 0 or self.step == self.config.steps)
+        )
+
+    def _next_batch(self) -> Batch:
+        try:
+            return next(self._data)
+        except StopIteration:
+            raise ValueError(
+                f"Task.train_data ended after {self.step} batches: it must be endless"
+            ) from None
+
+    def _log(self) -> None:
+        line = self._window.close()
+        self._check_finite()
+        now = time.monotonic()
+        steps = self.step % self.config.log_every or self.config.log_every
+        append_timing(self.workdir / "timing.jsonl", self.step, steps, now - self._clock)
+        self._clock = now
+        self._write(line)
+        self._progress.metrics(line)
+
+    def _evaluate(self) -> None:
+        began = time.monotonic()
+        figures: dict[str, float] = {}
+        with self._interrupts.abandoning():
+            figures = self.task.evaluate(self.model())
+        if figures:
+            self._write({EVALUATION + name: float(value) for name, value in figures.items()})
+        self._clock += time.monotonic() - began  # timing.jsonl is about the steps alone
+
+    def _write(self, line: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(self.step, line)
+
+    def _save(self) -> None:
+        window = self._window.save()
+        self._check_finite()
+        record = checkpoint.RunRecord(
+            config=self._whole_config(), data=self._data.get_state(), window=window
+        )
+        self._saver.save(self.state, record)
+        self._saved = self.step
+
+    def _whole_config(self) -> dict[str, Any]:
+        """The config of the run if there is a config.json, or else just this part of it."""
+        if (self.workdir / "config.json").exists():
+            return folders.load(self.workdir)
+        return {"train": folders.to_json(self.config)}
+
+    def _leave_if_asked(self) -> None:
+        signum = self._interrupts.signum
+        if signum is None:
+            return
+        if self._saved != self.step:
+            self._save()
+        self._saver.wait()
+        raise Interrupted(signum, self.step)
+
+    def _check_finite(self) -> None:
+        """Stop if the guard has latched."""
+        bad = jax.device_get(self.state.bad)
+        if bad.in_a_row < self.config.max_bad_steps:
+            return
+        names = ["the loss", *(f"the gradient of {name}" for name in sorted(self.state.params))]
+        raise Diverged(
+            f"step {bad.last}: {names[bad.where]} is not finite, in {bad.in_a_row} steps in a row "
+            "(train.max_bad_steps); lower train.learning_rate, or look at the data of these steps"
+        )
