@@ -1,5 +1,5 @@
 """Corpora and batches.
 
 `corpus` (types, configuration, loading), `readers` (the user's files), `documents` (the default
-corpus), `prose` (sentences out of docstrings), `batches` (Grain iterators over arrays).
+corpus, out of `installed` documentation by `prose`), `batches` (Grain iterators over arrays).
 """

@@ -1,4 +1,4 @@
-"""Endless shuffled batches of in-memory arrays as a Grain iterator, and padding to a fixed shape."""
+"""Endless shuffled batches of in-memory arrays (Grain), and padding to a fixed shape."""
 
 import functools
 import sys
