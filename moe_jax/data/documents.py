@@ -159,7 +159,7 @@ def _examples(items: Items, number: int, rng: random.Random) -> list[Example]:
 def fragment(sentence: str, rng: random.Random) -> str:
     """The sentence if it has at most 20 words, otherwise 8 to 20 neighbouring words of it.
 
-    A part that begins and ends where the sentence does or at a comma is preferred.
+    Clauses (from comma to comma) are preferred; without one, the beginning or the end is taken.
     """
     words = sentence.split(" ")
     if len(words) <= MAX_WORDS:
@@ -175,7 +175,7 @@ def fragment(sentence: str, rng: random.Random) -> str:
         start, end = _pick(rng, clauses)
     else:
         number = MIN_WORDS + _below(rng, MAX_WORDS - MIN_WORDS + 1)
-        start = _below(rng, len(words) - number + 1)
+        start = _pick(rng, (0, len(words) - number))
         end = start + number
     return " ".join(words[start:end])
 

@@ -11,6 +11,7 @@ from moe_jax.errors import UserError
 
 TOPICS = "pydoc topics"  # the chapters of the language reference that come with Python
 
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _SKIPPED_FOLDERS = {"__pycache__", "_testing", "test", "tests"}
 # Where the name to install is not the name to import.
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -53,8 +54,7 @@ def _docstrings(
     if document:
         yield name, document
     for child in node.body:
-        definition = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if definition and not child.name.startswith("_"):
+        if isinstance(child, _DEFINITIONS) and not child.name.startswith("_"):
             yield from _docstrings(child, f"{name}.{child.name}")
 
 

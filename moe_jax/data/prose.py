@@ -3,9 +3,13 @@
 import inspect
 import re
 
-# Section titles of numpydoc and Google docstrings whose text is prose about the subject. All other
-# sections (Parameters, Returns, References, Examples, ...) are tables, lists or code.
-_PROSE_SECTIONS = {"notes", "note", "description", "extended summary"}
+# Sections of numpydoc and Google docstrings that hold tables, lists or code.
+_TABLES = {
+    *("parameters", "other parameters", "args", "arguments", "keyword args", "keyword arguments"),
+    *("attributes", "properties", "methods", "inputs", "returns", "return", "return value"),
+    *("yields", "receives", "raises", "warns", "usage", "example", "examples", "example usage"),
+    *("references", "bibliography", "see also", "index"),
+}
 _UNDERLINE = re.compile(r"^\s*([=\-~^*#+\"'`.:])\1{2,}\s*$")
 _GOOGLE_SECTION = re.compile(r"^[A-Z][A-Za-z ]{2,30}:{1,2}$")
 _LIST_ITEM = re.compile(r"^\s*([-*+•]|\(?[0-9a-zA-Z]{1,2}[.)]|#\.|@\w+|:\w[^:]*:)\s")
@@ -16,11 +20,12 @@ _STRESSED = re.compile(r"(?<![\w*])\*{1,2}([^\s*](?:[^*]*[^\s*])?)\*{1,2}(?![\w*
 _CITATION = re.compile(r"\s*(\[[\w#*]+\]_?,?\s*)+(?=[\s.,;:)]|$)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|vs|cf|al|eq|eqs|fig|sec|ref|no|pp|resp|approx|[A-Z]))\.$"
+    r"\b(?:e\.g|i\.e|vs|cf|al|[Ee]qs?|[Ff]igs?|[Ss]ec|[Rr]ef|pp|resp|approx|[A-Z])\.$"
 )
 # Signs of code, formulas, paths and of a word broken at the end of a line ("pre- computed").
 _NOT_PROSE = re.compile(
-    r"[^A-Za-z0-9 ,;:.!?'\"()–—-]|::|\.\.|--|\w\.\w|\w\(|\)\w|\d{3}|\"'|'\"|\w-\s|\b[Dd]eprecated\b"
+    r"[^A-Za-z0-9 ,;:.!?'\"()–—-]|::|\.\.|--|\w\.\w|\w\(|\)\w|\d{3}|\"'|'\""
+    r"|\w-\s|\w[.!?] [a-z]|\b[Dd]eprecated\b"
 )
 # An ordinary word (one capital, or an acronym, or the name of an exception), or a small number.
 _WORD = re.compile(
@@ -37,7 +42,7 @@ def sentences(document: str, *, min_words: int = 8) -> list[str]:
 
     reStructuredText, numpydoc and Google style are understood as far as needed to leave out what
     is not running text. A sentence has at least `min_words` words, begins with a capital, ends
-    with a stop, and nearly all of it is ordinary words.
+    with a stop, and is made of ordinary words and few numbers or symbols.
     """
     found = []
     for paragraph in _paragraphs(inspect.cleandoc(document)):
@@ -61,9 +66,7 @@ def _paragraphs(text: str) -> list[str]:
                 title, lines = lines[0].rstrip(":"), lines[1:]
             else:
                 break
-            in_prose = title.strip().lower() in _PROSE_SECTIONS or (
-                len(title.split()) > 1 and title.strip() not in ("See Also", "Other Parameters")
-            )
+            in_prose = title.strip().lower() not in _TABLES
         if not lines or not in_prose:
             continue
         if any(_looks_like_code(line) for line in lines):
