@@ -1,0 +1,322 @@
+"""The six regularisers of the token-to-factor model, and the standard router losses.
+
+Every loss is a pure function that returns an *unreduced* array (one number per sentence or per
+token): the caller takes the mean. Conventions that hold for all of them:
+
+* Axis letters: b sentence, s position, t token, e expert (factor), k choice, d width.
+* `where` is True on real tokens. What padding holds, NaN included, has no influence on values or
+  gradients. A sentence without a real token has loss 0 and gradient 0.
+* float16 and bfloat16 are lifted to float32 before any arithmetic; float64 stays float64.
+* Values and gradients are finite for finite input: at one-hot gates, at perfect balance, with one
+  expert, with one token.
+
+"Seed 000" is the definition of the token-to-factor model: gate pi_ik over tokens i and factors k,
+factor states z_k, sentence target e(x). Sums and means are exactly as it has them: the entropy and
+the token reconstruction are sums over the tokens, overlap and balance are means.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.errors import UserError
+
+
+def sentence_reconstruction(
+    target: Float[Array, "b d"], predicted: Float[Array, "b d"]
+) -> Float[Array, " b"]:
+    r"""Squared distance between the sentence's embedding and its reconstruction.
+
+    Formula: ||e(x) - e_hat(x)||_2^2, a sum over the width d.
+
+    Args:
+        target: embeddings e(x) [b d], such as SBERT's.
+        predicted: reconstructions e_hat(x) [b d].
+
+    Returns:
+        [b], in the square of the embedding's unit.
+
+    Source: seed 000, L_sent.
+    """
+    difference = _lift(target) - _lift(predicted)
+    return jnp.sum(difference * difference, axis=-1)
+
+
+def token_reconstruction(
+    states: Float[Array, "b s d"],
+    decoded: Float[Array, "b s d"],
+    *,
+    where: Bool[Array, "b s"] | None = None,
+) -> Float[Array, " b"]:
+    r"""Squared distance between token states and their reconstructions, summed over tokens.
+
+    Formula: sum_i ||h_i - h_hat_i||_2^2.
+
+    Args:
+        states: the contextualiser's token states h [b s d].
+        decoded: their reconstructions h_hat [b s d].
+        where: real tokens [b s]; None means all.
+
+    Returns:
+        [b], a sum (not a mean) over real tokens.
+
+    Source: seed 000, L_tok.
+    """
+    difference = _masked(_lift(states) - _lift(decoded), where)
+    return jnp.sum(difference * difference, axis=(-2, -1))
+
+
+def entropy(
+    probs: Float[Array, "b s e"], *, where: Bool[Array, "b s"] | None = None
+) -> Float[Array, " b"]:
+    r"""Entropy of the gate, summed over tokens: low when each token has one expert.
+
+    Formula: -sum_i sum_k pi_ik log pi_ik, in nats, with 0 log 0 = 0. At pi_ik = 0 the derivative
+    of -p log p is infinite; it is taken as 0 there, so that a saturated gate has a finite gradient
+    (through a softmax that is also the true limit, because its own derivative is pi_ik).
+
+    Args:
+        probs: gate probabilities pi [b s e].
+        where: real tokens [b s]; None means all.
+
+    Returns:
+        [b], nats, a sum over real tokens.
+
+    Source: seed 000, L_ent.
+    """
+    p = _masked(_lift(probs), where)
+    # Two selects: with one, the gradient of the branch not taken is 0 * inf = NaN.
+    positive = p > 0
+    logs = jnp.log(jnp.where(positive, p, 1))
+    return jnp.sum(jnp.where(positive, -p * logs, 0), axis=(-2, -1))
+
+
+def overlap(
+    probs: Float[Array, "b s e"], *, where: Bool[Array, "b s"] | None = None
+) -> Float[Array, " b"]:
+    r"""Mean probability mass that a token gives to pairs of experts.
+
+    Formula: (1/T) sum_i sum_{k<j} pi_ik pi_ij, T the number of real tokens. Between 0 (one-hot
+    gates) and (K-1)/(2K) (uniform gates) where the rows of pi sum to 1. With one expert it is 0.
+
+    Args:
+        probs: gate probabilities pi [b s e].
+        where: real tokens [b s]; None means all.
+
+    Returns:
+        [b], a mean over real tokens.
+
+    Source: seed 000, L_overlap.
+    """
+    p = _masked(_lift(probs), where)
+    # Running sums give the pairs in O(K), without the cancellation of (1 - sum p^2) / 2.
+    before = jnp.cumsum(p[..., :-1], axis=-1)
+    pairs = jnp.sum(before * p[..., 1:], axis=-1)
+    return jnp.sum(pairs, axis=-1) / _count(p, where, axis=-1)
+
+
+def diversity(factors: Float[Array, "b e d"]) -> Float[Array, " b"]:
+    r"""How far the factor states of a sentence are from an orthonormal set.
+
+    Formula: ||Z^T Z - I||_F^2 with Z = [z_1 ... z_K] (one column per factor), that is
+    sum_{k,j} (z_k . z_j - [k = j])^2. It is 0 only if the K states are orthonormal, which needs
+    d >= K.
+
+    Args:
+        factors: transformed factor states z [b e d].
+
+    Returns:
+        [b].
+
+    Source: seed 000, L_div.
+    """
+    z = _lift(factors)
+    gram = jnp.einsum("bed,bfd->bef", z, z, precision=jax.lax.Precision.HIGHEST)
+    excess = gram - jnp.eye(z.shape[-2], dtype=z.dtype)[None]
+    return jnp.sum(excess * excess, axis=(-2, -1))
+
+
+def load_balance(
+    probs: Float[Array, "b s e"],
+    *,
+    where: Bool[Array, "b s"] | None = None,
+    over: Literal["sentence", "batch"] = "sentence",
+) -> Float[Array, " b"] | Float[Array, ""]:
+    r"""Squared distance of the mean gate from the uniform distribution.
+
+    Formula: u_k = (1/T) sum_i pi_ik, loss = sum_k (u_k - 1/K)^2.
+    With over="sentence" T counts the sentence's real tokens, as seed 000 has it. With over="batch"
+    u is the mean over all real tokens of the batch: then each sentence may use few factors so
+    long as the batch uses all.
+
+    Args:
+        probs: gate probabilities pi [b s e].
+        where: real tokens [b s]; None means all.
+        over: "sentence" or "batch".
+
+    Returns:
+        [b] over sentences, or a scalar over the batch.
+
+    Raises:
+        ValueError: `over` is neither of the two.
+
+    Source: seed 000, L_bal.
+    """
+    if over not in ("sentence", "batch"):
+        raise ValueError(f'over="{over}" is unknown: use "sentence" or "batch"')
+    p = _masked(_lift(probs), where)
+    axis = (-2,) if over == "sentence" else (-3, -2)
+    count = _count(p, where, axis=-1 if over == "sentence" else None)
+    usage = jnp.sum(p, axis=axis) / count[..., None]
+    excess = usage - 1.0 / p.shape[-1]
+    value = jnp.sum(excess * excess, axis=-1)
+    if where is None:
+        return value
+    some = jnp.any(where, axis=None if over == "batch" else -1)
+    return jnp.where(some, value, 0)
+
+
+def switch_balance(
+    probs: Float[Array, "t e"],
+    expert: Int[Array, "t k"],
+    *,
+    where: Bool[Array, " t"] | None = None,
+) -> Float[Array, ""]:
+    r"""The balance loss of GShard and Switch Transformer, for any k.
+
+    Formula: E sum_e f_e P_e, with f_e the share of the T k assignments that went to expert e (no
+    gradient flows through it) and P_e the mean of probs[:, e]. It is 1 at perfect balance, whatever
+    k is; implementations that do not divide f by k give k times this value.
+    Dropped assignments (expert == E) count in no f_e, so f sums to less than 1 then. To have the
+    loss see the overload that made them drop, pass the choice before the capacity cut.
+
+    Args:
+        probs: scores before the cut [t e] (`Routing.probs`).
+        expert: chosen experts [t k] (`Routing.expert`).
+        where: real tokens [t]; None means all.
+
+    Returns:
+        A scalar; 0 if no token is real.
+
+    Source: Fedus, Zoph and Shazeer 2021 (Switch Transformers), equation 4; Lepikhin et al. 2020
+    (GShard), section 2.2.
+    """
+    num_experts = probs.shape[-1]
+    p = _masked(_lift(probs), where)
+    hits = jax.lax.stop_gradient(_one_hot_sum(expert, num_experts, p.dtype))
+    count = _count(p, where, axis=None)
+    share = jnp.sum(_masked(hits, where), axis=0) / (count * expert.shape[-1])
+    return num_experts * jnp.sum(share * (jnp.sum(p, axis=0) / count))
+
+
+def router_z(
+    logits: Float[Array, "*batch e"], *, where: Bool[Array, "*batch"] | None = None
+) -> Float[Array, "*batch"]:
+    r"""The router z-loss: keeps the logits small, so that the softmax stays exact.
+
+    Formula: (log sum_e exp z_e)^2 for each token; the published loss is its mean over tokens.
+
+    Args:
+        logits: router logits [... e] (`Routing.logits`).
+        where: real tokens [...]; None means all.
+
+    Returns:
+        [...], 0 on padding. For the mean over real tokens divide the sum by the number of them.
+
+    Source: Zoph et al. 2022 (ST-MoE), equation 5.
+    """
+    return jax.nn.logsumexp(_masked(_lift(logits), where), axis=-1) ** 2 * (
+        1 if where is None else where
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class LossWeights:
+    """The weights lambda of the six terms of seed 000's objective; 0 switches a term off."""
+
+    sentence: float = 1.0
+    token: float = 0.0
+    entropy: float = 0.0
+    overlap: float = 0.0
+    diversity: float = 0.0
+    balance: float = 0.0
+
+    def validate(self, prefix: str = "") -> None:
+        """Check that every weight is a finite number >= 0.
+
+        Raises:
+            UserError: one is not; the message names it, with `prefix` before the field's name.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{prefix}{field.name}={value} must be a finite number >= 0")
+
+
+def objective(
+    terms: Mapping[str, Float[Array, "..."]], weights: LossWeights
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    r"""The weighted sum of the means of the terms.
+
+    Formula: sum_n lambda_n mean(terms[n]), in the order of the fields of `LossWeights`. A term of
+    weight 0 is reported, but takes no part in the sum (not even as 0 * inf).
+
+    Args:
+        terms: unreduced arrays by the field names of `LossWeights`, such as {"sentence": [b]}.
+        weights: the lambdas.
+
+    Returns:
+        The total, a scalar, and the mean of each term by name.
+
+    Raises:
+        ValueError: a term has no weight of its name, or a weight above 0 has no term.
+
+    Source: seed 000, the total objective.
+    """
+    values = dataclasses.asdict(weights)
+    unknown = sorted(set(terms) - set(values))
+    if unknown:
+        raise ValueError(f"terms has {unknown}, which LossWeights lacks: it has {list(values)}")
+    missing = [name for name, value in values.items() if value and name not in terms]
+    if missing:
+        raise ValueError(
+            f"weights.{missing[0]}={values[missing[0]]} but terms lacks {missing[0]!r}"
+        )
+    means = {name: jnp.mean(_lift(terms[name])) for name in values if name in terms}
+    total = jnp.zeros((), jnp.float32)
+    for name, mean in means.items():
+        if values[name]:
+            total = total + values[name] * mean
+    return total, means
+
+
+def _lift(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _masked(
+    x: Float[Array, "*shape"], where: Bool[Array, "*tokens"] | None
+) -> Float[Array, "*shape"]:
+    """Zero on padding, by selection: 0 * NaN would let padding through."""
+    return x if where is None else jnp.where(where[..., None], x, 0)
+
+
+def _count(
+    p: Float[Array, "*tokens e"], where: Bool[Array, "*tokens"] | None, *, axis: int | None
+) -> Float[Array, "*left"]:
+    """Number of real tokens along `axis` (None: of all), at least 1 so that one can divide."""
+    real = jnp.ones(p.shape[:-1], bool) if where is None else where
+    return jnp.maximum(jnp.sum(real, axis=axis), 1).astype(p.dtype)
+
+
+def _one_hot_sum(
+    expert: Int[Array, "t k"], num_experts: int, dtype: jnp.dtype
+) -> Float[Array, "t e"]:
+    """How often each token chose each expert; ids outside 0..E-1 count nowhere."""
+    return jnp.sum(jax.nn.one_hot(expert, num_experts, dtype=dtype), axis=1)
