@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.training import checkpoint, workdir as folders
+from moe_jax.training import checkpoint
+from moe_jax.training import workdir as folders
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.interrupt import Interrupted, Interrupts
 from moe_jax.training.metrics import (

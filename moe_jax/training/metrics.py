@@ -12,7 +12,6 @@ from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.workdir import file_errors, finite_or_none, write_atomically
 
-
 EVALUATION = "eval/"
 """What the names of evaluation figures begin with in metrics.jsonl."""
 
@@ -28,7 +27,7 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object per line, {"step": n, name: value, ...}; a value that isn't finite is null."""
+    """One JSON object per line, {"step": n, name: value, ...}; null = a value not finite."""
 
     def __init__(self, path: Path):
         with file_errors(path):

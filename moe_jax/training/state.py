@@ -26,7 +26,8 @@ class BadSteps(NamedTuple):
       in_a_row: skipped steps up to now without a good one between; the guard latches at
         `max_bad_steps`, after which nothing changes any more.
       last: the last of them, counted from 1.
-      where: what was not finite in it: 0 the loss, i + 1 the gradient of the i-th trained leaf by name.
+      where: what was not finite in it: 0 the loss, i + 1 the gradient of the i-th trained leaf
+        (from 0, sorted by name).
     """
 
     total: Int[Array, ""]

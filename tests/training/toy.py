@@ -4,15 +4,13 @@ python tests/training/toy.py WORKDIR [train.FIELD=VALUE ...]    trains it
 """
 
 import dataclasses
-import sys
-from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe_jax.data.batches import batches
 from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.task import Task
@@ -73,14 +71,7 @@ class ToyTask(Task):
         return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["y"])}
 
     def train_data(self):
-        arrays = data(0)
-
-        def example(i, rng):
-            x = arrays["x"][i] + 0.1 * rng.normal(size=FEATURES).astype(np.float32)
-            return {"x": x, "y": arrays["y"][i]}
-
-        dataset = grain.MapDataset.range(len(arrays["y"])).seed(3).shuffle().repeat()
-        return iter(dataset.random_map(example).to_iter_dataset().batch(16))
+        return batches(data(0), batch_size=16, seed=3)
 
     def evaluate(self, model):
         self.evaluated += 1

@@ -1,0 +1,42 @@
+"""Evaluate a trained system once more, from its newest good checkpoint.
+
+  python launch/evaluate.py --workdir=DIR
+
+Flags:
+  --workdir=DIR    the folder of a run that launch/train.py made
+  --help           this text
+
+It prints the figures and writes them to DIR/evaluation.json.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch import cli, systems
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, restore, evaluate."""
+    if cli.wants_help(argv):
+        cli.print_help(__doc__ or "", argv)
+        return
+    workdir = Path(
+        cli.parse(argv, {"workdir": "the folder of a run, such as runs/first"})["workdir"]
+    )
+    config = systems.load_config(workdir)
+
+    from moe_jax.training.checkpoint import restore_model_at
+    from moe_jax.training.evaluation import write_evaluation
+
+    task = config.make_task()
+    model, step = restore_model_at(task, workdir)
+    figures = write_evaluation(workdir, step, task.evaluate(model))
+    cli.print_figures(f"Step {step}", figures)
+    print(workdir / "evaluation.json")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))

@@ -1,0 +1,38 @@
+"""Which config class a system's name in config.json stands for."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from moe_jax.errors import UserError
+from moe_jax.training import workdir as folders
+
+SYSTEMS = {
+    "rationale": ("moe_jax.rationale.config", "RationaleConfig"),
+}
+"""Module and class by name; the module is imported only when it is asked for."""
+
+
+def config_class(name: str) -> type:
+    """The config dataclass of a system.
+
+    Raises:
+      UserError: there is no such system.
+    """
+    if name not in SYSTEMS:
+        raise UserError(f"system={name!r}: must be one of {', '.join(SYSTEMS)}")
+    module, attribute = SYSTEMS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_config(workdir: Path) -> Any:
+    """The config that the run in `workdir` was started with, rebuilt from config.json and checked.
+
+    Raises:
+      UserError: there is no run, or config.json does not fit the config class.
+    """
+    values = folders.load(workdir)
+    kind = config_class(values.get("system", "none"))
+    config: Any = folders.from_json(kind, values, path=str(workdir / "config.json:"))
+    config.validate()
+    return config

@@ -1,0 +1,30 @@
+"""The figures at the end of a run, in evaluation.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from flax import nnx
+
+from moe_jax.training.metrics import evaluation_at
+from moe_jax.training.task import Task
+from moe_jax.training.workdir import finite_or_none, write_atomically
+
+
+def final_figures(task: Task, model: nnx.Module, workdir: Path, step: int) -> dict[str, float]:
+    """Figures of the model at its last step: those of the loop if it evaluated it, or new ones."""
+    known = evaluation_at(workdir / "metrics.jsonl", step)
+    return task.evaluate(model) if known is None else known
+
+
+def write_evaluation(
+    workdir: Path, step: int, figures: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Write evaluation.json, {"step": n, "figures": {name: value}}; null stands for NaN.
+
+    Returns the figures as written.
+    """
+    values = {name: finite_or_none(float(value)) for name, value in figures.items()}
+    text = json.dumps({"step": step, "figures": values}, indent=2, allow_nan=False)
+    write_atomically(workdir / "evaluation.json", text + "\n")
+    return values
