@@ -5,11 +5,11 @@ from types import MappingProxyType
 
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import reference
+from moe_kernels import reference, xla
 from moe_kernels.arguments import Experts, check
 
 BACKENDS: MappingProxyType[str, Callable[..., Array]] = MappingProxyType(
-    {"reference": reference.moe_ffn}
+    {"reference": reference.moe_ffn, "xla": xla.moe_ffn}
 )
 """Name -> function(x, expert, weight, experts, *, activation); the arguments are checked already."""
 
@@ -70,7 +70,7 @@ def choose(backend: str | None) -> str:
       ValueError: there is no backend of that name.
     """
     if backend is None:
-        return "reference"
+        return "xla"
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)} (or None)")
     return backend

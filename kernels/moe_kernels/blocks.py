@@ -1,0 +1,110 @@
+"""The loop over experts and blocks of their rows, for work given as a function of one block."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from moe_kernels.arguments import Experts
+from moe_kernels.manual_axes import unify
+from moe_kernels.plan import Plan, make_tiles
+
+MAX_BLOCK = 256
+NUM_SIZES = 8  # of the last block: more of them waste fewer rows and take longer to compile
+MIN_SIZE = 8
+
+Work = Callable[[Experts, Array, Array, int], tuple[Any, Any]]
+"""work(own, row, rows, size): what one block gives, for `rows` <= `size` rows from `row` on and one
+expert's parameters (without axis e). Returns a pytree of [size, ...] arrays, one entry a row, of
+which the ones from `rows` on may hold anything, and a pytree of sums over the block's real rows.
+"""
+
+
+def block_sizes(num_slots: int, num_experts: int) -> tuple[int, ...]:
+    """The block sizes to compile, in equal steps: the last one is the full block.
+
+    The full block is about twice the mean load (at most 256 rows, where products run at full
+    speed), so that most experts are a single block; the steps are an eighth of it or 8 rows.
+    """
+    mean = -(-num_slots // num_experts)
+    block = MIN_SIZE
+    while block < min(2 * mean, num_slots, MAX_BLOCK):
+        block *= 2
+    step = max(MIN_SIZE, block // NUM_SIZES)
+    return tuple(range(step, block + 1, step))
+
+
+def run_blocks(
+    work: Work, plan: Plan, experts: Experts, sizes: tuple[int, ...], per_row: Any, per_expert: Any
+) -> tuple[Any, Any]:
+    """Runs `work` on every block of every expert that has rows.
+
+    An expert's parameters are taken out of their stacks once, however many blocks it has. Its last
+    block comes first, at the smallest size that holds it, and starts the expert's sums; the full
+    blocks add to them.
+
+    Args:
+      work: see `Work`.
+      plan: rows and their experts.
+      experts: stacks of parameters.
+      sizes: see `block_sizes`.
+      per_row: pytree of jax.ShapeDtypeStruct, one row of the first part of work's result.
+      per_expert: pytree of jax.ShapeDtypeStruct, the second part, which may be wider.
+
+    Returns:
+      The rows, [s + block, ...]: those from plan.offset[-1] on hold anything; and the sums,
+      [e, ...], zero for experts without rows.
+    """
+    num_rows, num_experts, block = plan.slot.size, experts.w_in.shape[0], sizes[-1]
+    tiles = make_tiles(plan.offset, num_rows, num_rows)
+
+    def one_expert(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        buffers, stacks = state
+        expert, row, rows = tiles.expert[i], tiles.row[i], tiles.rows[i]
+        own = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, expert, keepdims=False), experts)
+        full = (rows - 1) // block
+        last_row, last_rows = row + full * block, rows - full * block
+
+        # Results go through the switch, the big buffers do not: XLA would copy them for each branch.
+        branches = [partial(_padded, work, own, size, block) for size in sizes]
+        out, sums = lax.switch((last_rows - 1) // sizes[0], branches, last_row, last_rows)
+        # Rows past the expert's last one are written too; the next expert's results replace them.
+        buffers = _put(buffers, out, last_row)
+
+        def one_block(j: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            buffers, sums = state
+            start = row + j * block
+            out, more = work(own, start, jnp.int32(block), block)
+            return _put(buffers, out, start), jax.tree.map(jnp.add, sums, more)
+
+        buffers, sums = lax.fori_loop(0, full, one_block, (buffers, sums))
+        stacks = jax.tree.map(
+            lambda stack, s: lax.dynamic_update_index_in_dim(
+                stack, s.astype(stack.dtype), expert, 0
+            ),
+            stacks,
+            sums,
+        )
+        return buffers, stacks
+
+    buffers = jax.tree.map(lambda a: jnp.zeros((num_rows + block, *a.shape), a.dtype), per_row)
+    stacks = jax.tree.map(lambda a: jnp.zeros((num_experts, *a.shape), a.dtype), per_expert)
+    buffers, stacks, _ = unify((buffers, stacks, plan.slot))
+    return lax.fori_loop(0, tiles.count, one_expert, (buffers, stacks))
+
+
+def _padded(
+    work: Work, own: Experts, size: int, block: int, row: Array, rows: Array
+) -> tuple[Any, Any]:
+    out, sums = work(own, row, rows, size)
+    return jax.tree.map(lambda a: jnp.pad(a, [(0, block - size)] + [(0, 0)] * (a.ndim - 1)), out), sums
+
+
+def _put(buffers: Any, out: Any, row: Array) -> Any:
+    return jax.tree.map(
+        lambda b, o: lax.dynamic_update_slice_in_dim(b, o, row, axis=0), buffers, out
+    )
