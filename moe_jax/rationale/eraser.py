@@ -24,7 +24,7 @@ from moe_jax.rationale.results import TextRationale
 Span = tuple[int, int]
 
 
-def _divide(over: float, under: float) -> float:
+def _divide(over: int | float, under: int | float) -> float:
     """Quotient, 0 where under is 0."""
     return over / under if under else 0.0
 
