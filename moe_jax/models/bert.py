@@ -71,12 +71,12 @@ class EncoderConfig:
         Raises:
           UserError: a field is out of range; the message names it.
         """
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff"):
-            if getattr(self, name) < 1:
-                raise UserError(f"encoder.{name}={getattr(self, name)} must be at least 1")
-        for name in ("position_offset", "num_token_types", "pad_id"):
-            if getattr(self, name) < 0:
-                raise UserError(f"encoder.{name}={getattr(self, name)} must be at least 0")
+        least = dict.fromkeys(("vocab_size", "d_model", "num_layers", "num_heads", "d_ff"), 1)
+        least |= dict.fromkeys(("num_positions", "position_offset", "num_token_types", "pad_id"), 0)
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < bound:
+                raise UserError(f"encoder.{name}={value!r} must be a whole number >= {bound}")
         if self.d_model % self.num_heads:
             raise UserError(
                 f"encoder.num_heads={self.num_heads} does not divide d_model={self.d_model}"
@@ -86,7 +86,7 @@ class EncoderConfig:
                 f"encoder.num_positions={self.num_positions} leaves no row after "
                 f"position_offset={self.position_offset}"
             )
-        if not self.norm_eps > 0:
+        if not isinstance(self.norm_eps, float) or not self.norm_eps > 0:
             raise UserError(f"encoder.norm_eps={self.norm_eps} must be more than 0")
         if self.activation not in ACTIVATIONS:
             raise UserError(
@@ -124,43 +124,46 @@ class EncoderLayer(nnx.Module):
         self.ffn_norm = _norm(config, rngs)
 
     def __call__(
-        self, x_td: Float[Array, "t d"], where_bs: Bool[Array, "b s"]
+        self, x_td: Float[Array, "t d"], mask_bqk: Bool[Array, "b s s"] | Bool[Array, "b 1 s"]
     ) -> Float[Array, "t d"]:
         """Maps the states of b rows of s positions, t = b * s.
 
         Args:
           x_td: states, rows flattened so that the GEMMs are large and two-dimensional.
-          where_bs: False where nothing may attend to a position.
+          mask_bqk: True where position q may attend to position k of the same row.
 
         Returns:
           [t d] new states.
         """
-        b, s = where_bs.shape
-        qkv = self.qkv(x_td).reshape(b, s, 3, self.num_heads, -1)
-        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], where_bs)
-        x_td = self.attention_norm(x_td + self.attention_out(mixed.reshape(x_td.shape)))
+        b, s = mask_bqk.shape[0], mask_bqk.shape[2]
+        qkv = self.qkv(x_td).reshape(b, s, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        mixed_bshd = attention(qkv[0], qkv[1], qkv[2], mask_bqk).transpose(0, 2, 1, 3)
+        x_td = self.attention_norm(x_td + self.attention_out(mixed_bshd.reshape(x_td.shape)))
         hidden_tf = ACTIVATIONS[self.activation](self.ffn_in(x_td))
         return self.ffn_norm(x_td + self.ffn_out(hidden_tf))
 
 
 def attention(
-    query_bshd: Float[Array, "b s h d"],
-    key_bshd: Float[Array, "b s h d"],
-    value_bshd: Float[Array, "b s h d"],
-    where_bs: Bool[Array, "b s"],
-) -> Float[Array, "b s h d"]:
-    """softmax(q k^T / sqrt(d)) v for each head, over the positions where `where_bs` holds.
+    query_bhsd: Float[Array, "b h s d"],
+    key_bhsd: Float[Array, "b h s d"],
+    value_bhsd: Float[Array, "b h s d"],
+    mask_bqk: Bool[Array, "b s s"] | Bool[Array, "b 1 s"],
+) -> Float[Array, "b h s d"]:
+    """softmax(q k^T / sqrt(d)) v for each head, over the positions that the mask allows.
 
-    The softmax runs in float32. In a row without any allowed position the weights are uniform
-    (the states there are finite and mean nothing).
+    The softmax runs in float32 and is divided by its sum after the product with the values,
+    which are narrower than the weights. A position that may attend to nothing gets the mean of
+    all values (finite, and without meaning).
     """
-    scale = query_bshd.shape[-1] ** -0.5
+    scale = query_bhsd.shape[-1] ** -0.5
     logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query_bshd * scale, key_bshd, preferred_element_type=jnp.float32
+        "bhqd,bhkd->bhqk", query_bhsd * scale, key_bhsd, preferred_element_type=jnp.float32
     )
-    logits = jnp.where(where_bs[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(logits, axis=-1).astype(value_bshd.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", probs, value_bshd)
+    logits = jnp.where(mask_bqk[:, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    sums = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value_bhsd.dtype), value_bhsd)
+    return (mixed / sums).astype(value_bhsd.dtype)
 
 
 class Encoder(nnx.Module):
@@ -192,13 +195,18 @@ class Encoder(nnx.Module):
         ids_bs: Int[Array, "b s"],
         where_bs: Bool[Array, "b s"],
         token_types_bs: Int[Array, "b s"] | None = None,
+        *,
+        segments_bs: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
         """States after the last layer.
 
         Args:
           ids_bs: token ids, special tokens included.
           where_bs: True at tokens, False at padding.
-          token_types_bs: segment of each token (BERT's sentence A or B); None means 0 everywhere.
+          token_types_bs: type of each token (BERT's sentence A or B); None means 0 everywhere.
+          segments_bs: for rows that hold several texts, the number of each position's text.
+            A token then attends only to its own text, and positions count from that text's
+            first token: each text gets the states that it gets alone. None means one text a row.
 
         Returns:
           [b s d] float32 states; at padding they are finite and mean nothing.
@@ -206,13 +214,15 @@ class Encoder(nnx.Module):
         Raises:
           ValueError: more positions than the encoder has, or token types it does not have.
         """
-        return self.hidden_states(ids_bs, where_bs, token_types_bs)[-1]
+        return self.hidden_states(ids_bs, where_bs, token_types_bs, segments_bs=segments_bs)[-1]
 
     def hidden_states(
         self,
         ids_bs: Int[Array, "b s"],
         where_bs: Bool[Array, "b s"],
         token_types_bs: Int[Array, "b s"] | None = None,
+        *,
+        segments_bs: Int[Array, "b s"] | None = None,
     ) -> tuple[Float[Array, "b s d"], ...]:
         """Embeddings and the states after every layer: num_layers + 1 arrays [b s d], float32.
 
@@ -220,24 +230,27 @@ class Encoder(nnx.Module):
         nothing.
         """
         b, s = ids_bs.shape
-        x_td = self._embed(ids_bs, token_types_bs).reshape(b * s, -1)
-        states = [x_td]
-        for layer in self.layers:
-            x_td = layer(x_td, where_bs)
-            states.append(x_td)
-        return tuple(x.reshape(b, s, -1) for x in states)
-
-    def _embed(
-        self, ids_bs: Int[Array, "b s"], token_types_bs: Int[Array, "b s"] | None
-    ) -> Float[Array, "b s d"]:
-        s = ids_bs.shape[1]
         if s > self.max_length:
             raise ValueError(f"{s} positions are more than the encoder's {self.max_length}")
-        first = self.position_offset
-        x_bsd = self.token(ids_bs) + self.position.embedding[first : first + s][None]
+        positions_bs = jnp.arange(s)[None]
+        mask_bqk = where_bs[:, None, :]
+        if segments_bs is not None:
+            positions_bs = positions_bs - _starts(segments_bs)
+            mask_bqk = mask_bqk & (segments_bs[:, :, None] == segments_bs[:, None, :])
+        x_bsd = self.token(ids_bs) + self.position(self.position_offset + positions_bs)
         if self.token_type is not None:
             types = jnp.zeros_like(ids_bs) if token_types_bs is None else token_types_bs
             x_bsd = x_bsd + self.token_type(types)
         elif token_types_bs is not None:
             raise ValueError("token_types_bs was given to an encoder without token types")
-        return self.norm(x_bsd)
+        states = [self.norm(x_bsd).reshape(b * s, -1)]
+        for layer in self.layers:
+            states.append(layer(states[-1], mask_bqk))
+        return tuple(x.reshape(b, s, -1) for x in states)
+
+
+def _starts(segments_bs: Int[Array, "b s"]) -> Int[Array, "b s"]:
+    """Position in the row at which each position's text starts."""
+    index_bs = jnp.broadcast_to(jnp.arange(segments_bs.shape[1])[None], segments_bs.shape)
+    first_bs = jnp.pad(segments_bs[:, 1:] != segments_bs[:, :-1], ((0, 0), (1, 0)))
+    return jax.lax.cummax(jnp.where(first_bs, index_bs, 0), axis=1)

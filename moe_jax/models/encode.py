@@ -5,21 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
+from moe_jax.models.packing import Layout, Span, layouts, windows
 from moe_jax.models.pretrained import Pretrained
 from moe_jax.models.tokenizer import special_ids
 
 # (done, total) in tokens; called after every batch.
 Progress = Callable[[int, int], None]
 
-# Positions (padding included) that go through the encoder at once.
-BATCH_TOKENS = 2048
+# Positions (padding included) that go through the encoder at once: on a CPU enough for its GEMMs
+# to run at full speed, on an accelerator enough to hide the time it takes to start them.
+_BATCH_POSITIONS = {"cpu": 1024}
+_BATCH_POSITIONS_ELSEWHERE = 16384
 
 
 class Tokenised(NamedTuple):
@@ -32,14 +34,6 @@ class Tokenised(NamedTuple):
 
     ids: list[Int[np.ndarray, " s"]]
     offsets: list[Int[np.ndarray, "s 2"]]
-
-
-class _Row(NamedTuple):
-    """One row of a batch: tokens [start, stop) of a text, without special tokens."""
-
-    text: int
-    start: int
-    stop: int
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenised:
@@ -66,19 +60,6 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenised:
         [np.asarray(e.ids, np.int32) for e in encoded],
         [np.asarray(e.offsets, np.int32).reshape(-1, 2) for e in encoded],
     )
-
-
-def windows(num_tokens: int, capacity: int) -> list[tuple[int, int]]:
-    """Spans [start, stop) of at most `capacity` tokens that cover a text, half overlapping.
-
-    A text that fits is one span (an empty one too). Of a longer one, the spans are all
-    `capacity` long; each starts `capacity // 2` after the one before, the last ends at the end.
-    """
-    if num_tokens <= capacity:
-        return [(0, num_tokens)]
-    step = max(1, capacity // 2)
-    starts = [*range(0, num_tokens - capacity, step), num_tokens - capacity]
-    return [(start, start + capacity) for start in starts]
 
 
 def token_states(
@@ -108,20 +89,17 @@ def token_states(
       UserError: `layer` names a layer that the encoder doesn't have.
     """
     layers = _layers(layer, pretrained.config.num_layers)
-    rows = _rows(pretrained, pieces.ids)
-    prefix, _ = special_ids(pretrained.tokenizer)
+    before = len(special_ids(pretrained.tokenizer)[0])
     d_model = pretrained.config.d_model
     out = [np.zeros((len(ids), d_model), np.float32) for ids in pieces.ids]
     best = [np.full(len(ids), np.inf) for ids in pieces.ids]
-    for row, states_sd in _run(pretrained, pieces.ids, rows, layers, False, progress):
-        inner_sd = states_sd[len(prefix) : len(prefix) + row.stop - row.start]
-        place = np.arange(row.start, row.stop)
-        distance = np.abs(place - (row.start + row.stop - 1) / 2)
-        # Where two windows are equally central the earlier one wins, whatever the order here.
-        distance = distance + 1e-9 * row.start
-        nearer = place[distance < best[row.text][row.start : row.stop]]
-        out[row.text][nearer] = inner_sd[nearer - row.start]
-        best[row.text][nearer] = distance[nearer - row.start]
+    for (text, start, stop), states_sd in _run(pretrained, pieces.ids, layers, progress):
+        place = np.arange(start, stop)
+        # Of two windows with a token equally near the middle the earlier wins, in any order.
+        distance = np.abs(place - (start + stop - 1) / 2) + 1e-9 * start
+        nearer = place[distance < best[text][start:stop]]
+        out[text][nearer] = states_sd[nearer - start + before]
+        best[text][nearer] = distance[nearer - start]
     return out
 
 
@@ -147,11 +125,9 @@ def sentence_embeddings(
       UserError: `texts` is not a list of strings.
     """
     ids = tokenise(pretrained.tokenizer, texts).ids
-    rows = _rows(pretrained, ids)
     sums = np.zeros((len(ids), pretrained.config.d_model), np.float64)
-    last = (pretrained.config.num_layers,)
-    for row, mean_d in _run(pretrained, ids, rows, last, True, progress):
-        sums[row.text] += mean_d
+    for span, states_sd in _run(pretrained, ids, (pretrained.config.num_layers,), progress):
+        sums[span.text] += states_sd.mean(axis=0, dtype=np.float64)
     norms = np.linalg.norm(sums, axis=-1, keepdims=True)
     return (sums / np.maximum(norms, 1e-12)).astype(np.float32)
 
@@ -168,71 +144,82 @@ def _layers(layer: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(index % (num_layers + 1) for index in chosen)
 
 
-def _rows(pretrained: Pretrained, ids: Sequence[np.ndarray]) -> list[_Row]:
-    prefix, suffix = special_ids(pretrained.tokenizer)
-    capacity = pretrained.config.max_length - len(prefix) - len(suffix)
-    return [
-        _Row(text, start, stop)
-        for text, piece in enumerate(ids)
-        for start, stop in windows(len(piece), capacity)
-    ]
-
-
-def _bucket(length: int, max_length: int) -> int:
-    """Row length for a text: few of them, each at most a quarter longer than the text."""
-    step = max(16, 2 ** max(0, (length - 1).bit_length() - 3))
-    return min(-(-length // step) * step, max_length)
-
-
 def _run(
     pretrained: Pretrained,
     ids: Sequence[np.ndarray],
-    rows: Sequence[_Row],
     layers: tuple[int, ...],
-    pooled: bool,
     progress: Progress | None,
-) -> Iterator[tuple[_Row, np.ndarray]]:
-    """Runs rows through the encoder, longest first; yields each row's states (or their mean)."""
+) -> Iterator[tuple[Span, np.ndarray]]:
+    """Encodes texts; yields every span with its states, special tokens included, in any order."""
     prefix, suffix = special_ids(pretrained.tokenizer)
+    config = pretrained.config
     extra = len(prefix) + len(suffix)
-    max_length = pretrained.config.max_length
+    spans, full = [], []
+    for text, piece in enumerate(ids):
+        if piece.size and not 0 <= piece.min() <= piece.max() < config.vocab_size:
+            raise UserError(f"text {text} has token ids outside 0 to {config.vocab_size - 1}")
+        for start, stop in windows(len(piece), config.max_length - extra):
+            spans.append(Span(text, start, stop))
+            full.append(np.concatenate((prefix, piece[start:stop], suffix)))
     graphdef, state = nnx.split(pretrained.model)
-    total, done = sum(row.stop - row.start for row in rows), 0
-    order = sorted(rows, key=lambda row: row.start - row.stop)
-    while order:
-        s = _bucket(order[0].stop - order[0].start + extra, max_length)
-        b = max(1, BATCH_TOKENS // s)
-        batch, order = order[:b], order[b:]
-        ids_bs = np.full((b, s), pretrained.config.pad_id, np.int32)
-        where_bs = np.zeros((b, s), bool)
-        for i, row in enumerate(batch):
-            full = [*prefix, *ids[row.text][row.start : row.stop], *suffix]
-            ids_bs[i, : len(full)] = full
-            where_bs[i, : len(full)] = True
-        states = np.asarray(_encode(graphdef, state, ids_bs, where_bs, layers, pooled))
-        for i, row in enumerate(batch):
-            yield row, states[i]
-            done += row.stop - row.start
-        if progress is not None:
-            progress(done, total)
+    total, done = sum(span.stop - span.start for span in spans), 0
+    for layout in layouts([len(f) for f in full], config.max_length, config.d_model):
+        for batch in _batches(layout, full, config.pad_id):
+            states_bsd = np.asarray(
+                _encode(graphdef, state, batch.ids_bs, batch.segments_bs, layers)
+            )
+            for index, row, at in batch.places:
+                yield spans[index], states_bsd[row, at : at + len(full[index])]
+                done += spans[index].stop - spans[index].start
+            if progress is not None:
+                progress(done, total)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "pooled"))
+class _Batch(NamedTuple):
+    """Rows ready for the encoder; places: (item, row, first position) of each item in them."""
+
+    ids_bs: np.ndarray
+    segments_bs: np.ndarray
+    places: list[tuple[int, int, int]]
+
+
+def _batches(layout: Layout, full: Sequence[np.ndarray], pad_id: int) -> Iterator[_Batch]:
+    """Lays the items' ids out in rows; segment 0 is padding, 1 the first item of a row."""
+    b = _rows_per_batch(len(layout.rows), layout.row_length)
+    for first in range(0, len(layout.rows), b):
+        ids_bs = np.full((b, layout.row_length), pad_id, np.int32)
+        segments_bs = np.zeros_like(ids_bs)
+        places = []
+        for row, items in enumerate(layout.rows[first : first + b]):
+            at = 0
+            for segment, index in enumerate(items, start=1):
+                end = at + len(full[index])
+                ids_bs[row, at:end] = full[index]
+                segments_bs[row, at:end] = segment
+                places.append((index, row, at))
+                at = end
+        yield _Batch(ids_bs, segments_bs, places)
+
+
+def _rows_per_batch(num_rows: int, row_length: int) -> int:
+    """Rows in every batch: as many as are worth it, or the power of two that holds them all.
+
+    A last batch that is partly empty costs less than compiling a program for its own size.
+    """
+    positions = _BATCH_POSITIONS.get(jax.default_backend(), _BATCH_POSITIONS_ELSEWHERE)
+    return min(max(1, positions // row_length), 1 << (num_rows - 1).bit_length())
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "layers"))
 def _encode(
     graphdef: Any,
     state: Any,
     ids_bs: Int[Array, "b s"],
-    where_bs: Bool[Array, "b s"],
+    segments_bs: Int[Array, "b s"],
     layers: tuple[int, ...],
-    pooled: bool,
-) -> Float[Array, "b s d"] | Float[Array, "b d"]:
-    """Mean of the chosen layers' states; pooled: also the mean over each row's tokens."""
+) -> Float[Array, "b s d"]:
+    """Mean of the chosen layers' states. Segment 0 is padding."""
     model = nnx.merge(graphdef, state)
-    states = model.hidden_states(ids_bs, where_bs)
+    states = model.hidden_states(ids_bs, segments_bs > 0, segments_bs=segments_bs)
     chosen = [states[index] for index in layers]
-    states_bsd = sum(chosen[1:], chosen[0]) / len(chosen)
-    if not pooled:
-        return states_bsd
-    where_bs1 = where_bs[..., None]
-    count_b1 = jnp.maximum(where_bs1.sum(axis=1), 1)
-    return jnp.where(where_bs1, states_bsd, 0).sum(axis=1) / count_b1
+    return sum(chosen[1:], chosen[0]) / len(chosen)

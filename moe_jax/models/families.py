@@ -43,7 +43,9 @@ def _bert(raw: Mapping[str, Any], *, padded_positions: bool = False) -> EncoderC
         )
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("config.json: a decoder (is_decoder, add_cross_attention) is not covered")
-    pad_id = raw.get("pad_token_id", 1 if padded_positions else 0)
+    pad_id = raw.get("pad_token_id")
+    if pad_id is None:
+        pad_id = 1 if padded_positions else 0
     return EncoderConfig(
         vocab_size=raw["vocab_size"],
         d_model=raw["hidden_size"],
@@ -76,7 +78,7 @@ def _distilbert(raw: Mapping[str, Any]) -> EncoderConfig:
         activation=_activation(raw.get("activation", "gelu")),
         # Not a field of theirs.
         norm_eps=1e-12,
-        pad_id=raw.get("pad_token_id", 0),
+        pad_id=raw.get("pad_token_id") or 0,
     )
 
 

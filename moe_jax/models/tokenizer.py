@@ -102,11 +102,12 @@ def _byte_level(folder: pathlib.Path) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = decoders.ByteLevel()
+    vocab = tokenizer.get_vocab()
     special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-    tokenizer.add_special_tokens([t for t in special if tokenizer.token_to_id(t) is not None])
+    tokenizer.add_special_tokens([token for token in special if token in vocab])
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")),
-        ("<s>", tokenizer.token_to_id("<s>")),
+        ("</s>", vocab["</s>"]),
+        ("<s>", vocab["<s>"]),
         trim_offsets=True,
         add_prefix_space=space,
     )

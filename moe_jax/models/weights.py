@@ -6,6 +6,7 @@ A weight of ours is one tensor of theirs, transposed where it is a Linear's matr
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from flax import nnx
 from moe_jax.errors import UserError
 from moe_jax.models.bert import Encoder, EncoderConfig
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,9 +147,11 @@ def build(
         value = np.concatenate(parts) if len(parts) > 1 else parts[0]
         value = value.T if path[-1] == "kernel" else value
         if value.shape != leaf.shape:
+            wanted = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
+            wanted = (wanted[0] // len(parts), *wanted[1:])
             raise UserError(
                 f"{where}: {table[path][0]} has shape {parts[0].shape}, "
-                f"its config.json asks for {leaf.shape} in all (transposed for matrices)"
+                f"its config.json calls for {wanted}"
             )
         leaves.append((path, leaf.replace(jnp.asarray(value))))
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
