@@ -12,7 +12,7 @@ import random
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from rationale_benchmark import metrics  # noqa: E402
+from rationale_benchmark import metrics
 
 
 def spans(rng, size, most, least):

@@ -90,7 +90,7 @@ def _check(train: np.ndarray, test: np.ndarray, num_groups: int) -> None:
 
 def k_means(
     train_td: Float[np.ndarray, "t d"],
-    test_td: Float[np.ndarray, "u d"],
+    test_td: Float[np.ndarray, "u width"],
     num_groups: int,
     *,
     seed: int,
@@ -129,7 +129,7 @@ def k_means(
 
 def nmf(
     train_td: Float[np.ndarray, "t d"],
-    test_td: Float[np.ndarray, "u d"],
+    test_td: Float[np.ndarray, "u width"],
     num_groups: int,
     *,
     seed: int,

@@ -56,7 +56,7 @@ def typical_words(
     num_words: int = 12,
     min_count: int = 3,
     prior: float = 0.05,
-    z: float = 1.645,
+    z: float = 1.0,
 ) -> list[list[tuple[str, float]]]:
     """List for each factor the words that it takes far more often than the other factors do.
 
@@ -70,9 +70,9 @@ def typical_words(
 
     and the score is its lower bound delta - z sqrt(var): a word must be specific AND frequent
     enough, so neither function words (which every factor takes) nor rare words lead the list. A
-    score of log(5) = 1.6 says: at least five times the odds of elsewhere. Only scores above 0 are
-    listed. Where one factor took every word there is nothing to compare: its most frequent words
-    are listed with score 0.
+    score of log(5) = 1.6 says: at least five times the odds of elsewhere; below 0: too rare to
+    say. Only words with delta > 0 are listed. Where one factor took every word there is nothing
+    to compare: its most frequent words are listed with score 0.
 
     Args:
       texts: any texts, with or without labels.
@@ -80,7 +80,7 @@ def typical_words(
       num_words: most words for a factor.
       min_count: least count of a word in the factor.
       prior: weight of the prior, as a part of the word's total count.
-      z: width of the bound in standard deviations (1.645: one-sided 95%).
+      z: width of the bound in standard deviations (1: one-sided 84%, 1.645: 95%).
     """
     counts: Counter[tuple[str, int]] = Counter()
     for text in texts:
@@ -94,20 +94,20 @@ def typical_words(
     table = np.zeros((len(names), num_factors))
     for (word, factor), count in counts.items():
         table[row[word], factor] = count
-    if np.count_nonzero(table.any(axis=0)) == 1:
-        score = np.zeros_like(table)
-    else:
-        score = _bound(table, prior, z)
+    alone = np.count_nonzero(table.any(axis=0)) == 1
+    delta, spread = _log_odds(table, prior)
+    score = np.zeros_like(table) if alone else delta - z * spread
+    typical = (table >= min_count) & ((delta > 0) | alone)
     lists = []
     for k in range(num_factors):
         order = np.lexsort((-table[:, k], -score[:, k]))
-        good = (table[:, k] >= min_count) & ((score[:, k] > 0) | ~score.any())
-        lists.append([(names[i], float(score[i, k])) for i in order if good[i]][:num_words])
+        best = [i for i in order if typical[i, k]][:num_words]
+        lists.append([(names[i], float(score[i, k])) for i in best])
     return lists
 
 
-def _bound(table: np.ndarray, prior: float, z: float) -> np.ndarray:
-    """Lower bounds of the log-odds ratios of `typical_words` for counts [word, factor]."""
+def _log_odds(table: np.ndarray, prior: float) -> tuple[np.ndarray, np.ndarray]:
+    """The delta and its standard deviation, as in `typical_words`, for counts [word, factor]."""
     total = table.sum(axis=1, keepdims=True)
     here = table + prior * total
     there = total - table + prior * total
@@ -115,4 +115,4 @@ def _bound(table: np.ndarray, prior: float, z: float) -> np.ndarray:
     # A vocabulary of one word has no "other words"; half a count keeps the odds finite.
     odds_here = here / np.maximum(size_here - here, 0.5)
     odds_there = there / np.maximum(size_there - there, 0.5)
-    return np.log(odds_here / odds_there) - z * np.sqrt(1 / here + 1 / there)
+    return np.log(odds_here / odds_there), np.sqrt(1 / here + 1 / there)

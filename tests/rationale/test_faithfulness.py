@@ -23,7 +23,9 @@ def counting(weights):
         score.calls += 1
         assert len(masks) == len(weights)
         assert all(m.any() or not m.size for m in masks)
-        assert all(m.dtype == bool and m.shape == w.shape for m, w in zip(masks, weights))
+        assert all(
+            m.dtype == bool and m.shape == w.shape for m, w in zip(masks, weights, strict=True)
+        )
         return np.array([w[m].sum() for w, m in zip(weights, masks, strict=True)])
 
     score.calls = 0

@@ -155,7 +155,10 @@ class TestScoreLabels:
         many = [metrics.many_to_one_map(c) for c in counts]
         np.testing.assert_array_equal(many[0], many[1][order])
         one = [metrics.hungarian_map(c) for c in counts]
-        total = [sum(c[k, m] for k, m in enumerate(o) if m >= 0) for c, o in zip(counts, one)]
+        total = [
+            sum(c[k, m] for k, m in enumerate(o) if m >= 0)
+            for c, o in zip(counts, one, strict=True)
+        ]
         assert total[0] == total[1]  # among equally good maps the choice is free
         for measure in (metrics.adjusted_mutual_information, lambda c: metrics.v_measure(c)[2]):
             assert measure(counts[0]) == pytest.approx(measure(counts[1]), abs=1e-12)
@@ -258,7 +261,7 @@ class TestInterval:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="predicted has 1 documents but gold has 0"):
             metrics.macro_f1_interval([ints([0])], [], 1)
-        with pytest.raises(ValueError, match="level=1.5"):
+        with pytest.raises(ValueError, match=r"level=1\.5"):
             metrics.macro_f1_interval([], [], 1, level=1.5)
 
 
