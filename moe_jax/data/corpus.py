@@ -108,7 +108,7 @@ def load_corpus(config: CorpusConfig) -> Corpus:
     Raises:
       UserError: bad configuration or input; one line with the file and, where it applies, the line.
     """
-    from moe_jax.data import documents, readers
+    from moe_jax.data import documents, readers  # they import the types above
 
     config.validate()
     if config.path is None:

@@ -1,0 +1,16 @@
+import pytest
+
+from moe_jax.data import documents
+
+
+@pytest.fixture(scope="session")
+def items():
+    """The sentences of the default corpus; reading them takes some seconds."""
+    return documents.collect()
+
+
+@pytest.fixture
+def quick_build(items, monkeypatch):
+    """`documents.build` without reading the sources again."""
+    monkeypatch.setattr(documents, "collect", lambda: items)
+    return documents.build
