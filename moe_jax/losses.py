@@ -284,9 +284,8 @@ def objective(
         raise ValueError(f"terms has {unknown}, which LossWeights lacks: it has {list(values)}")
     missing = [name for name, value in values.items() if value and name not in terms]
     if missing:
-        raise ValueError(
-            f"weights.{missing[0]}={values[missing[0]]} but terms lacks {missing[0]!r}"
-        )
+        name = missing[0]
+        raise ValueError(f"weights.{name}={values[name]}, but terms lacks {name!r}")
     means = {name: jnp.mean(_lift(terms[name])) for name in values if name in terms}
     total = jnp.zeros((), jnp.float32)
     for name, mean in means.items():

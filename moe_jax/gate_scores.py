@@ -1,0 +1,84 @@
+"""How much a chosen expert counts: softmax, sparsemixer, renormalisation, and noise on logits.
+
+Internal to `moe_jax.gating`, which gives these functions their meaning.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from moe_jax.assignment import take
+from moe_jax.gate_config import GateConfig
+
+
+def weights(
+    scaled: Float[Array, "t e"],
+    probs: Float[Array, "t e"],
+    expert: Int[Array, "t k"],
+    present: Bool[Array, "t k"],
+    config: GateConfig,
+) -> Float[Array, "t k"]:
+    """Combine weights of the chosen experts, 0 where there is none.
+
+    `scaled` are the logits over the temperature, `probs` the scores of all experts.
+    """
+    if config.score == "sparsemixer":
+        weight = _sparsemixer(scaled, expert, config)
+    elif config.score == "softmax" and config.topk_first:
+        weight = softmax(jnp.where(present, take(scaled, expert), -jnp.inf))
+    else:
+        weight = take(probs, expert)
+    weight = jnp.where(present, weight, 0)
+    if config.renormalise:
+        total = jnp.sum(weight, axis=1, keepdims=True) + config.renormalise_eps
+        # A token without experts, or whose scores all underflow, has weights 0, not 0/0.
+        weight = weight / jnp.where(total > 0, total, 1)
+    return weight * config.scale
+
+
+def _sparsemixer(
+    z: Float[Array, "t e"], expert: Int[Array, "t k"], config: GateConfig
+) -> Float[Array, "t k"]:
+    """Softmax of each choice among the experts not yet chosen and near the best of these."""
+    parts = []
+    left = z
+    for slot in range(expert.shape[1]):
+        best = jnp.max(jax.lax.stop_gradient(left), axis=1, keepdims=True)
+        gap = (best - z) / jnp.maximum(jnp.abs(z), best)
+        near = jnp.where(gap > 2 * config.sparsemixer_jitter, -jnp.inf, left)
+        chosen = expert[:, slot : slot + 1]
+        parts.append(take(softmax(near), chosen))
+        left = jnp.where(jnp.arange(z.shape[1])[None] == chosen, -jnp.inf, left)
+    return jnp.concatenate(parts, axis=1)
+
+
+def softmax(z: Float[Array, "t n"]) -> Float[Array, "t n"]:
+    """Softmax; a row of -inf gives zeros, not NaN."""
+    some = jnp.max(z, axis=1, keepdims=True) != -jnp.inf
+    return jnp.where(some, jax.nn.softmax(jnp.where(some, z, 0), axis=1), 0)
+
+
+def with_noise(
+    z: Float[Array, "t e"],
+    config: GateConfig,
+    noise_logits: Float[Array, "t e"] | None,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "t e"]:
+    """The logits with the noise that the config asks for.
+
+    Raises:
+        ValueError: noise without a key, or learned noise without noise_logits.
+    """
+    if not (config.noise_std or config.learned_noise):
+        return z
+    if key is None:
+        field = "learned_noise=True" if config.learned_noise else f"noise_std={config.noise_std}"
+        raise ValueError(
+            f"{field} needs a key: pass key=..., or deterministic=True for no noise (model.eval())"
+        )
+    deviation = jnp.full_like(z, config.noise_std)
+    if config.learned_noise:
+        if noise_logits is None:
+            raise ValueError("learned_noise=True needs noise_logits (x W_noise, same shape)")
+        deviation = deviation + jax.nn.softplus(noise_logits.astype(jnp.float32))
+    return z + deviation * jax.random.normal(key, z.shape)

@@ -1,0 +1,347 @@
+"""One gate for everything: router logits -> `Routing`. Pure functions and one module.
+
+    logits_te = gate_logits(x_td, w_de)          # float32, whatever the dtype of x
+    routing = route(logits_te, GateConfig(num_experts=8, k=2, renormalise=True))
+
+`route` works through these steps, each of them a field of `GateConfig` or an argument:
+
+    logits (+ noise) -> score (softmax, sigmoid) -> choice (+ selection bias, within groups)
+    -> k experts -> weights (renormalised, scaled) -> capacity -> Routing
+
+A `RoutingEdit` changes the decision at named points of this path. Ties go to the lowest index. A
+logit of -inf means that the expert is not available.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from moe_jax.assignment import allowed_by_groups, chosen_by_experts, ranked, take, under_capacity
+from moe_jax.gate_config import GateConfig
+from moe_jax.gate_scores import softmax, weights, with_noise
+from moe_jax.routing_edit import KEEP, RoutingEdit
+
+__all__ = [
+    "KEEP",
+    "Gate",
+    "GateConfig",
+    "Routing",
+    "RoutingEdit",
+    "SelectionBias",
+    "dropped",
+    "expert_counts",
+    "gate_logits",
+    "route",
+    "update_selection_bias",
+]
+
+
+class Routing(NamedTuple):
+    """A gate's decision. t tokens, e experts, k slots (`GateConfig.slots`).
+
+    Attributes:
+        expert: chosen experts [t k] int32, best first; num_experts marks a slot without an expert
+            (dropped for want of capacity, or not used).
+        weight: combine weights [t k] float32 exactly as the gate defines them; 0 where there is no
+            expert.
+        probs: scores before the cut [t e] float32 (softmax or sigmoid).
+        logits: what was scored [t e] float32: the router's logits with noise and edits.
+    """
+
+    expert: Int[Array, "t k"]
+    weight: Float[Array, "t k"]
+    probs: Float[Array, "t e"]
+    logits: Float[Array, "t e"]
+
+
+def route(
+    logits: Float[Array, "t e"],
+    config: GateConfig,
+    *,
+    bias: Float[Array, " e"] | None = None,
+    edit: RoutingEdit | None = None,
+    key: PRNGKeyArray | None = None,
+    noise_logits: Float[Array, "t e"] | None = None,
+    where: Bool[Array, " t"] | None = None,
+    segments: Int[Array, " t"] | None = None,
+    deterministic: bool = False,
+) -> Routing:
+    """Choose experts and weights for every token. Pure; in float32 whatever the logits' dtype.
+
+    Gradients flow through `weight`, `probs` and `logits`, not through the choice.
+
+    Args:
+        logits: router logits [t e].
+        config: the gate.
+        bias: selection-only bias [e]: added to what decides the choice, never to a weight
+            (aux-loss-free balancing; see `update_selection_bias`).
+        edit: an intervention.
+        key: of the noise (`noise_std`, `learned_noise`).
+        noise_logits: softplus of these is the noise's standard deviation [t e] (`learned_noise`).
+        where: real tokens [t]; padding has no experts and takes no capacity. None means all.
+        segments: sequence of each token [t], any integers: capacity then counts for each
+            (sequence, expert), as in Switch Transformer.
+        deterministic: no noise (evaluation).
+
+    Returns:
+        The routing.
+
+    Raises:
+        UserError: the config is not valid.
+        ValueError: shapes that do not fit the config, noise without a key, segments with expert
+            choice.
+    """
+    config.validate()
+    _check(logits, config, bias, noise_logits, segments)
+    z = logits.astype(jnp.float32)
+    if not deterministic:
+        z = with_noise(z, config, noise_logits, key)
+    if edit is not None:
+        edit.check(config, z.shape[0])
+        edit = edit.scoped(z.shape[0])
+        z = jnp.where(edit.suppress, -jnp.inf, z + edit.bias)
+    scaled = z / config.temperature
+    probs = jax.nn.sigmoid(scaled) if config.score == "sigmoid" else softmax(scaled)
+
+    by_logits = config.topk_first or config.score == "sparsemixer"
+    choice = jax.lax.stop_gradient(z if by_logits else probs)
+    if bias is not None:
+        choice = choice + bias.astype(jnp.float32)[None]
+    choice = jnp.where(z == -jnp.inf, -jnp.inf, choice)
+    if where is not None:
+        choice = jnp.where(where[:, None], choice, -jnp.inf)
+    expert, present = _choose(choice, config, edit, where)
+
+    weight = weights(scaled, probs, expert, present, config)
+    if edit is not None:
+        weight = jnp.where(jnp.isnan(edit.replay_weight), weight, edit.replay_weight)
+        expert = take(edit.permute, expert)
+    if where is not None:
+        present = present & where[:, None]
+    none = config.num_experts
+    expert = jnp.where(present, expert, none)
+    if config.choice == "token" and not config.dropless:
+        fits = under_capacity(expert, weight, config, where=where, segments=segments)
+        present = present & fits
+        expert = jnp.where(present, expert, none)
+    weight = jnp.where(present, weight, 0)
+    if edit is not None:
+        weight = jnp.where(take(edit.zero, expert), 0, weight * take(edit.scale, expert))
+        weight = jnp.where(present, weight, 0)
+    return Routing(expert=expert, weight=weight, probs=probs, logits=z)
+
+
+def gate_logits(
+    x: Float[Array, "t d"],
+    w: Float[Array, "d e"],
+    *,
+    b: Float[Array, " e"] | None = None,
+    jitter: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "t e"]:
+    """Router logits in float32 at full precision: (x * noise) W + b.
+
+    Args:
+        x: token states [t d].
+        w: router weights [d e].
+        b: router bias [e].
+        jitter: noise is uniform in [1-jitter, 1+jitter] for each element of x (Switch).
+        key: of the noise.
+
+    Returns:
+        [t e] float32.
+
+    Raises:
+        ValueError: jitter without a key.
+    """
+    x = x.astype(jnp.float32)
+    if jitter:
+        if key is None:
+            raise ValueError(
+                f"jitter={jitter} needs a key: pass key=..., or be deterministic (model.eval())"
+            )
+        x = x * jax.random.uniform(key, x.shape, minval=1 - jitter, maxval=1 + jitter)
+    logits = jnp.matmul(x, w.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return logits if b is None else logits + b.astype(jnp.float32)[None]
+
+
+def dropped(routing: Routing, *, where: Bool[Array, " t"] | None = None) -> Int[Array, ""]:
+    """How many assignments have no expert (expert == num_experts).
+
+    With a capacity these are the ones it dropped. Under expert choice most slots are unused by
+    design; there the tokens that no expert took are `jnp.all(routing.expert == E, axis=1)`.
+
+    Args:
+        routing: a routing.
+        where: real tokens [t]: others, which never have an expert, are not counted.
+
+    Returns:
+        A scalar.
+    """
+    lost = routing.expert == routing.probs.shape[-1]
+    return jnp.sum(lost if where is None else lost & where[:, None])
+
+
+def expert_counts(routing: Routing) -> Int[Array, " e"]:
+    """How many assignments each expert has [e]; dropped and padding ones count nowhere."""
+    experts = routing.probs.shape[-1]
+    return jnp.zeros(experts, jnp.int32).at[routing.expert.reshape(-1)].add(1, mode="drop")
+
+
+def update_selection_bias(
+    bias: Float[Array, " e"], counts: Int[Array, " e"], *, rate: float = 1e-3
+) -> Float[Array, " e"]:
+    """One step of aux-loss-free balancing: b_e + rate * sign(mean(counts) - counts_e).
+
+    Overloaded experts become less likely to be chosen, without a gradient and without a change to
+    any weight. Call it once for each training step, with the counts of that step.
+
+    Args:
+        bias: selection bias [e].
+        counts: assignments [e] (`expert_counts`), summed over devices.
+        rate: the step; the source uses 0.001.
+
+    Returns:
+        The new bias [e].
+
+    Source: Wang et al. 2024 (auxiliary-loss-free load balancing); DeepSeek-V3, section 2.1.2.
+    """
+    load = counts.astype(bias.dtype)
+    return bias + rate * jnp.sign(jnp.mean(load) - load)
+
+
+class SelectionBias(nnx.Variable):
+    """The selection bias of a `Gate`: state that no optimizer touches."""
+
+
+class Gate(nnx.Module):
+    """Router logits from token states, then `route`.
+
+    Parameters are float32, and so is the arithmetic. The router's weights start from a truncated
+    normal of variance 0.1/d (Switch Transformer's advice: small logits at first), biases and
+    the noise weights from 0.
+
+    `gate.eval()` (or that of a module that holds it) switches jitter and noise off and
+    `gate.train()` on; as made they are on.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: GateConfig,
+        *,
+        use_bias: bool = False,
+        selection_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Make the parameters.
+
+        Args:
+            d_model: width d of the tokens.
+            config: the gate; a copy is kept.
+            use_bias: add a learned bias to the logits.
+            selection_bias: keep a `SelectionBias`, zero at first, for aux-loss-free balancing.
+            rngs: of the initialisation.
+
+        Raises:
+            UserError: the config is not valid.
+        """
+        config.validate()
+        self.config = dataclasses.replace(config)
+        self.deterministic = False
+        experts = config.num_experts
+        init = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+        self.w_de = nnx.Param(init(rngs.params(), (d_model, experts), jnp.float32))
+        self.b_e = nnx.Param(jnp.zeros(experts)) if use_bias else None
+        self.w_noise_de = nnx.Param(jnp.zeros((d_model, experts))) if config.learned_noise else None
+        self.selection_bias_e = SelectionBias(jnp.zeros(experts)) if selection_bias else None
+
+    def __call__(
+        self,
+        x: Float[Array, "t d"],
+        *,
+        edit: RoutingEdit | None = None,
+        key: PRNGKeyArray | None = None,
+        where: Bool[Array, " t"] | None = None,
+        segments: Int[Array, " t"] | None = None,
+    ) -> Routing:
+        """Route tokens [t d]; arguments as in `route`."""
+        jitter = 0.0 if self.deterministic else self.config.jitter
+        jitter_key, noise_key = (None, None) if key is None else jax.random.split(key)
+        logits = gate_logits(
+            x,
+            self.w_de[...],
+            b=None if self.b_e is None else self.b_e[...],
+            jitter=jitter,
+            key=jitter_key,
+        )
+        noise_logits = None
+        if self.w_noise_de is not None and not self.deterministic:
+            noise_logits = gate_logits(x, self.w_noise_de[...])
+        return route(
+            logits,
+            self.config,
+            bias=None if self.selection_bias_e is None else self.selection_bias_e[...],
+            edit=edit,
+            key=noise_key,
+            noise_logits=noise_logits,
+            where=where,
+            segments=segments,
+            deterministic=self.deterministic,
+        )
+
+
+def _choose(
+    choice: Float[Array, "t e"],
+    config: GateConfig,
+    edit: RoutingEdit | None,
+    where: Bool[Array, " t"] | None,
+) -> tuple[Int[Array, "t k"], Bool[Array, "t k"]]:
+    """Experts [t k] and whether the slot has one."""
+    if edit is not None:
+        choice = jnp.where(edit.exclude, -jnp.inf, choice)
+    if config.num_groups > 1:
+        allowed = allowed_by_groups(choice, config)
+        if edit is not None:
+            allowed = allowed | edit.force | edit.random_k[:, None]
+        choice = jnp.where(allowed, choice, -jnp.inf)
+    if edit is not None:
+        draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape)
+        drawn = jnp.where(choice == -jnp.inf, -jnp.inf, draw)
+        choice = jnp.where(edit.random_k[:, None], drawn, choice)
+    if config.choice == "expert":
+        taken = chosen_by_experts(choice, None if edit is None else edit.force, config, where)
+        choice = jnp.where(taken, choice, -jnp.inf)
+        expert = jax.lax.top_k(choice, config.num_experts)[1]
+    elif edit is not None:
+        expert = ranked(choice, edit.force, edit.rank_shift, config.k)
+    else:
+        expert = jax.lax.top_k(choice, config.k)[1]
+    present = take(choice, expert) > -jnp.inf
+    if edit is not None:
+        recorded = edit.replay != KEEP
+        present = jnp.where(recorded, edit.replay < config.num_experts, present)
+        expert = jnp.where(recorded, edit.replay, expert)
+    return expert.astype(jnp.int32), present
+
+
+def _check(
+    logits: Float[Array, "t e"],
+    config: GateConfig,
+    bias: Float[Array, " e"] | None,
+    noise_logits: Float[Array, "t e"] | None,
+    segments: Int[Array, " t"] | None,
+) -> None:
+    experts = config.num_experts
+    if logits.shape[-1] != experts:
+        raise ValueError(f"logits have {logits.shape[-1]} experts, config.num_experts={experts}")
+    if bias is not None and bias.shape != (experts,):
+        raise ValueError(f"bias has shape {bias.shape}, config.num_experts={experts}")
+    if noise_logits is not None and not config.learned_noise:
+        raise ValueError("noise_logits given, but config.learned_noise=False")
+    if segments is not None and config.choice == "expert":
+        raise ValueError('segments need config.choice="token"')
