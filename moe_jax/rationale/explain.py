@@ -1,0 +1,217 @@
+"""Texts from outside, explained: which factor took which word, as text, JSON or a page."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from moe_jax.errors import UserError
+from moe_jax.rationale.display import display_spans, factor_names
+from moe_jax.rationale.report_sections import coloured_texts
+from moe_jax.rationale.results import TextRationale
+from moe_jax.reports.page import Section, render_page
+from moe_jax.reports.terminal import coloured_text, legend, shows_colour
+from moe_jax.reports.tokens import Key, legend_html, text_html
+
+FORMATS = ("text", "json", "html")
+
+
+def parse_texts(data: bytes, source: str, *, jsonl: bool = False) -> list[str]:
+    """The texts in a file: one a line, or one JSON object with "text" a line.
+
+    Args:
+      data: what the file holds.
+      source: its name, for errors.
+      jsonl: are the lines JSON?
+
+    Raises:
+      UserError: not UTF-8, nothing at all, an empty line, a line that is no such object. Names
+        the line.
+    """
+    try:
+        whole = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{source}: line {line} is not UTF-8 (byte {data[error.start]:#04x}); convert the "
+            "file to UTF-8"
+        ) from None
+    # Not splitlines: it would also split at form feeds and at Unicode's separators.
+    lines = [line.removesuffix("\r") for line in whole.split("\n")]
+    if lines[-1] == "":
+        lines.pop()
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{source}: there is no text in it; give one text a line")
+    return [
+        _checked(_from_json(line, where) if jsonl else line, where)
+        for where, line in ((f"{source}: line {i}", line) for i, line in enumerate(lines, 1))
+    ]
+
+
+def read_texts(path: Path) -> list[str]:
+    """`parse_texts` of a file; .jsonl files hold JSON.
+
+    Raises:
+      UserError: as there, or no such file.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"--input={path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"--input={path}: can't be read: {error.strerror or error}") from None
+    return parse_texts(data, str(path), jsonl=path.suffix == ".jsonl")
+
+
+def stored_names(workdir: Path, num_factors: int) -> list[str]:
+    """What the factors of a run are called, from the assessment.json that its report left.
+
+    Each by its gold label, else by its typical words, else (and where there is no assessment yet)
+    "factor 3".
+
+    Raises:
+      UserError: the file is there but is no assessment of such a model.
+    """
+    path = workdir / "assessment.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return factor_names(num_factors)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({error}); evaluate the run again") from None
+    try:
+        found = len(stored["usage"])
+        if found != num_factors:
+            raise UserError(
+                f"{path}: is of a model with {found} factors, this one has {num_factors}; "
+                "evaluate the run again"
+            )
+        top_words = [[(str(word), float(score)) for word, score in k] for k in stored["top_words"]]
+        mapping = np.array(stored["mapping"], np.int64).reshape(-1)
+        return factor_names(num_factors, [str(n) for n in stored["labels"]], mapping, top_words)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is not an assessment ({type(error).__name__}: {error}); "
+            "evaluate the run again"
+        ) from None
+
+
+def as_records(rationales: Sequence[TextRationale], names: Sequence[str]) -> dict[str, Any]:
+    """Everything as plain data, for JSON.
+
+    {"factors": [{"factor", "name"}], "texts": [{"text", "tokens": [{"start", "end", "text",
+    "factor", "name", "probability", "probabilities"}]}]}. Offsets count Unicode code points;
+    tokens are the pieces that the model saw, probabilities are rounded to six decimals.
+    """
+    return {
+        "factors": [{"factor": k, "name": name} for k, name in enumerate(names)],
+        "texts": [
+            {
+                "text": rationale.text,
+                "tokens": [
+                    _token(rationale.text, offsets, probs, names)
+                    for offsets, probs in zip(
+                        rationale.offsets.tolist(),
+                        rationale.probs.astype(np.float64).round(6).tolist(),
+                        strict=True,
+                    )
+                ],
+            }
+            for rationale in rationales
+        ],
+    }
+
+
+def as_json(rationales: Sequence[TextRationale], names: Sequence[str]) -> str:
+    """`as_records` as one JSON document, one text a line."""
+    records = as_records(rationales, names)
+    rows = ",\n".join(json.dumps(text, ensure_ascii=False) for text in records["texts"])
+    factors = json.dumps(records["factors"], ensure_ascii=False)
+    return f'{{"factors": {factors},\n"texts": [\n{rows}\n]}}\n'
+
+
+def as_page(rationales: Sequence[TextRationale], names: Sequence[str], *, title: str) -> str:
+    """A self-contained page with the texts in the colours of their factors."""
+    spans = [display_spans(rationale) for rationale in rationales]
+    shown = [text_html(r.text, row) for r, row in zip(rationales, spans, strict=True)]
+    keys = [Key(factor, name) for factor, name in enumerate(names)]
+    section = Section(
+        "texts",
+        "Which factor took which word",
+        coloured_texts(shown, legend_html(keys), gold=False),
+        "Point at a word (or go through a text with the arrow keys) for the probability of each "
+        "factor, and press a factor's name to see it alone.",
+    )
+    count = len(rationales)
+    subtitle = f"{count} text{'s' if count != 1 else ''}, {len(names)} factors"
+    return render_page(title, [section], subtitle=subtitle, num_colours=len(names))
+
+
+def print_texts(
+    rationales: Sequence[TextRationale], names: Sequence[str], console: Console
+) -> None:
+    """The texts coloured by factor and the legend, or in brackets where there are no colours."""
+    colour, used = shows_colour(console), set()
+    for i, rationale in enumerate(rationales):
+        spans = display_spans(rationale)
+        used |= {span.factor for span in spans}
+        if i and colour:
+            console.print()
+        shown = coloured_text(rationale.text, spans, names, colour=colour)
+        console.print(shown, soft_wrap=not console.is_terminal)
+    if colour:
+        keys = [Key(factor, names[factor]) for factor in sorted(used)]
+        console.print()
+        console.print(legend(keys))
+
+
+def check_output(path: Path) -> None:
+    """Raise UserError if nothing can be written there, before any work is done."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UserError(f"--output={path}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise UserError(f"--output={path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output={path}: the folder {folder} can't be written to")
+
+
+def _token(
+    text: str, offsets: Sequence[int], probs: Sequence[float], names: Sequence[str]
+) -> dict[str, Any]:
+    start, end = offsets
+    factor = int(np.argmax(probs))
+    return {
+        "start": start,
+        "end": end,
+        "text": text[start:end],
+        "factor": factor,
+        "name": names[factor],
+        "probability": probs[factor],
+        "probabilities": probs,
+    }
+
+
+def _from_json(line: str, where: str) -> str:
+    if not line.strip():
+        return line
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise UserError(f'{where} must be an object with a string "text"')
+    return record["text"]
+
+
+def _checked(text: str, where: str) -> str:
+    if not text.strip():
+        raise UserError(f"{where} is empty; give one text a line, without empty lines")
+    half = next((c for c in text if 0xD800 <= ord(c) < 0xE000), None)
+    if half is not None:
+        raise UserError(f"{where} holds U+{ord(half):04X}, half of a surrogate pair: no character")
+    return text
