@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 # Tokens that are looked at when a baseline is fitted (drawn at random); all tokens are assigned.
-KMEANS_TOKENS = 20_000
+KMEANS_TOKENS = 10_000
 NMF_TOKENS = 10_000
 _CHUNK = 8_192
 
@@ -99,7 +99,7 @@ def k_means(
     """k-means on token states of unit length: argmin_k |x - c_k|^2.
 
     Centres: the best of `restarts` runs of Lloyd's algorithm (k-means++ starts) on at most
-    20,000 training tokens.
+    10,000 training tokens.
 
     Args:
       train_td: [t, d] states of the training tokens.

@@ -56,7 +56,7 @@ def typical_words(
     num_words: int = 12,
     min_count: int = 3,
     prior: float = 0.05,
-    z: float = 1.0,
+    z: float = 1.645,
 ) -> list[list[tuple[str, float]]]:
     """List for each factor the words that it takes far more often than the other factors do.
 
@@ -80,7 +80,7 @@ def typical_words(
       num_words: most words for a factor.
       min_count: least count of a word in the factor.
       prior: weight of the prior, as a part of the word's total count.
-      z: width of the bound in standard deviations (1: one-sided 84%, 1.645: 95%).
+      z: width of the bound in standard deviations (1.645: one-sided 95%).
     """
     counts: Counter[tuple[str, int]] = Counter()
     for text in texts:
