@@ -1,0 +1,24 @@
+"""The token-to-factor model on three-fragment texts from Wikipedia, 12 labels.
+
+  python launch/train.py --config=configs/rationale_wikipedia.py --workdir=runs/wikipedia \
+      --config.data.path=FOLDER
+
+FOLDER holds train.jsonl, test.jsonl and labels.json.
+"""
+
+from moe_jax.data.corpus import CorpusConfig
+from moe_jax.losses import LossWeights
+from moe_jax.rationale.config import ContextConfig, ModelConfig, RationaleConfig
+from moe_jax.training.config import TrainConfig
+
+
+def get_config() -> RationaleConfig:
+    """The benchmark's run."""
+    return RationaleConfig(
+        data=CorpusConfig(path="data/rationale_wikipedia"),
+        context=ContextConfig(windows=(16,), stride=2),
+        model=ModelConfig(num_factors=12),
+        losses=LossWeights(sentence=1.0, entropy=0.002, overlap=0.1, diversity=0.001, balance=2.0),
+        batch_size=64,
+        train=TrainConfig(steps=300, learning_rate=2e-3, schedule="cosine", log_every=20),
+    )
