@@ -14,6 +14,8 @@ is an error: starting again is for the user to decide.
 import dataclasses
 import hashlib
 import json
+import os
+import re
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,9 +78,8 @@ class Saver:
 
     def __enter__(self) -> "Saver":
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name in (PARTIAL, DELETED):
-            for leftover in self._folder.glob("*" + name):
-                shutil.rmtree(leftover)
+        self._clear("*" + DELETED)
+        self._clear("*" + PARTIAL + "*")
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
@@ -114,13 +115,18 @@ class Saver:
                 _delete(final)
             partial.rename(final)
         except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._clear(partial.name + "*")
             reason = _disk_error(error)
             if reason is None:
                 raise
             raise UserError(self._failure(step, reason)) from error
         for old in list_steps(self._folder)[: -self._keep]:
             _delete(self._folder / str(old))
+
+    def _clear(self, pattern: str) -> None:
+        """Remove what an unfinished save or removal left (Orbax adds an ending while it writes)."""
+        for leftover in self._folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _failure(self, step: int, reason: str) -> str:
         left = list_steps(self._folder)
@@ -285,8 +291,8 @@ def _disk_error(error: BaseException) -> str | None:
     while seen is not None:
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
-        # TensorStore reports a failed write as a ValueError that quotes the system's.
-        if "[OS error " in str(seen):
-            return str(seen).splitlines()[0]
+        # TensorStore reports a failed write as a ValueError that quotes the system's number.
+        if code := re.search(r"os_error_code='(\d+)'", str(seen)):
+            return os.strerror(int(code[1]))
         seen = seen.__cause__ or seen.__context__
     return None

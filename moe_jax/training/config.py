@@ -50,7 +50,7 @@ class TrainConfig:
         for name in ("learning_rate", "weight_decay", "grad_clip"):
             _not_negative(f"{path}.{name}", getattr(self, name))
         if self.learning_rate == 0:
-            raise UserError(f"{path}.learning_rate=0: must be more than 0")
+            raise UserError(f"{path}.learning_rate={self.learning_rate}: must be more than 0")
         if self.schedule not in SCHEDULES:
             raise UserError(f"{path}.schedule={self.schedule!r}: must be one of {SCHEDULES}")
         if not isinstance(self.tensorboard, bool):

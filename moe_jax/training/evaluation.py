@@ -6,19 +6,19 @@ from pathlib import Path
 
 from flax import nnx
 
-from moe_jax.training.metrics import evaluation_at
+from moe_jax.training.metrics import Number, evaluation_at
 from moe_jax.training.task import Task
 from moe_jax.training.workdir import finite_or_none, write_atomically
 
 
-def final_figures(task: Task, model: nnx.Module, workdir: Path, step: int) -> dict[str, float]:
+def final_figures(task: Task, model: nnx.Module, workdir: Path, step: int) -> Mapping[str, Number]:
     """Figures of the model at its last step: those of the loop if it evaluated it, or new ones."""
     known = evaluation_at(workdir / "metrics.jsonl", step)
     return task.evaluate(model) if known is None else known
 
 
 def write_evaluation(
-    workdir: Path, step: int, figures: Mapping[str, float]
+    workdir: Path, step: int, figures: Mapping[str, Number]
 ) -> dict[str, float | None]:
     """Write evaluation.json, {"step": n, "figures": {name: value}}; null stands for NaN.
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from flax import nnx
 
@@ -16,6 +16,7 @@ from moe_jax.training.config import TrainConfig
 from moe_jax.training.interrupt import Interrupted, Interrupts
 from moe_jax.training.metrics import (
     EVALUATION,
+    Number,
     Window,
     append_timing,
     evaluation_at,
@@ -24,7 +25,7 @@ from moe_jax.training.metrics import (
 from moe_jax.training.progress import Progress
 from moe_jax.training.state import Parts, TrainState, abstract_model, first_state, own, streams
 from moe_jax.training.step import make_optimizer, make_step
-from moe_jax.training.task import Batch, Task
+from moe_jax.training.task import Batch, Batches, Task
 
 
 class Diverged(UserError):
@@ -118,7 +119,7 @@ class _Run:
             self._interrupts = stack.enter_context(Interrupts())
             self._steps()
 
-    def _open_data(self) -> grain.DatasetIterator:
+    def _open_data(self) -> Batches:
         data = self.task.train_data()
         if self._position is not None:
             data.set_state(self._position)
@@ -179,14 +180,14 @@ class _Run:
 
     def _evaluate(self) -> None:
         began = time.monotonic()
-        figures: dict[str, float] = {}
+        figures: Mapping[str, Number] = {}
         with self._interrupts.abandoning():
             figures = self.task.evaluate(self.model())
         if figures:
             self._write({EVALUATION + name: float(value) for name, value in figures.items()})
         self._clock += time.monotonic() - began  # timing.jsonl is about the steps alone
 
-    def _write(self, line: dict[str, float]) -> None:
+    def _write(self, line: dict[str, Number]) -> None:
         for writer in self._writers:
             writer.write(self.step, line)
 

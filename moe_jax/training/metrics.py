@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -12,14 +12,18 @@ from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.workdir import file_errors, finite_or_none, write_atomically
 
+Number = float | int
+"""A figure: beartype does not take an int for a float."""
+
 EVALUATION = "eval/"
 """What the names of evaluation figures begin with in metrics.jsonl."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes scalars by name at a step."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Number]) -> None:
         """Record the figures of this step."""
 
     def close(self) -> None:
@@ -33,7 +37,7 @@ class JsonlWriter:
         with file_errors(path):
             self._path, self._file = path, path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Number]) -> None:
         """Append one line; it is in the file, whole, when this returns."""
         line = {"step": step} | {name: finite_or_none(value) for name, value in values.items()}
         with file_errors(self._path):
@@ -58,7 +62,7 @@ class TensorBoardWriter:
             ) from None
         self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Number]) -> None:
         """Add each figure as a scalar."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
@@ -112,7 +116,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> Number:
     try:
         step = json.loads(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
@@ -155,11 +159,11 @@ class Window:
             for name in sorted(metrics.keys() - {"ok"}):
                 self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
 
-    def close(self) -> dict[str, float]:
+    def close(self) -> dict[str, Number]:
         """Means over the steps taken, `loss` first, and the number skipped; then start anew."""
         self.fetch()
         names = sorted(self._sums, key=lambda name: (name != "loss", name))
-        line: dict[str, float] = {name: self._sums[name] / self._taken for name in names}
+        line: dict[str, Number] = {name: self._sums[name] / self._taken for name in names}
         line["skipped"] = self._skipped
         self._taken, self._skipped, self._sums = 0, 0, {}
         return line

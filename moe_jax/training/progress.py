@@ -26,7 +26,7 @@ class Progress:
             self._shown = now
             self._show(step, now)
 
-    def metrics(self, values: Mapping[str, float]) -> None:
+    def metrics(self, values: Mapping[str, float | int]) -> None:
         """The newest figures; only the loss is shown."""
         if "loss" in values:
             self._loss = f"loss {values['loss']:.4g}"
@@ -44,9 +44,11 @@ class Progress:
             self._bar.close()
 
     def _show(self, step: int, now: float) -> None:
-        rate = (step - self._start) / max(now - self._began, 1e-9)
-        left = (self._steps - step) / rate if rate else 0.0
-        text = "  ".join(filter(None, (self._loss, f"{rate:.3g} steps/s", f"{clock(left)} left")))
+        parts = [self._loss] if self._loss else []
+        if step > self._start:
+            rate = (step - self._start) / max(now - self._began, 1e-9)
+            parts += [f"{rate:.3g} steps/s", f"{clock((self._steps - step) / rate)} left"]
+        text = "  ".join(parts)
         if self._bar:
             self._bar.update(step, text)
         else:

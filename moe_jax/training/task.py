@@ -3,9 +3,8 @@
 import abc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,6 +13,23 @@ Batch = Mapping[str, Any]
 
 Filter = Any
 """A Flax NNX filter: a Variable type, a tuple of them, or `callable(path, variable) -> bool`."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the loop needs of a data iterator: every `grain.DatasetIterator` has it."""
+
+    def __next__(self) -> Batch:
+        """The next batch; there is always one."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON values."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a position that `get_state` gave."""
+
+    def close(self) -> None:
+        """Free what the iterator holds."""
 
 
 class Task(abc.ABC):
@@ -56,8 +72,8 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def train_data(self) -> grain.DatasetIterator:
-        """An endless iterator over batches that can save and restore its position."""
+    def train_data(self) -> Batches:
+        """An endless iterator over batches that can save and restore its position (Grain's do)."""
 
     @abc.abstractmethod
     def evaluate(self, model: nnx.Module) -> dict[str, float]:

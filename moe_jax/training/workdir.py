@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import threading
 import types
 import typing
 from collections.abc import Iterator
@@ -150,13 +151,13 @@ def file_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
-def finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float | int) -> float | int | None:
     """JSON has no NaN and no infinity: null stands for them."""
     return value if math.isfinite(value) else None
 
 
 def _draft(target: Path, text: str) -> Path:
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)

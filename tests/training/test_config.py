@@ -1,0 +1,169 @@
+"""TrainConfig.validate names the field; configs survive JSON and nothing else does."""
+
+import dataclasses
+import json
+import threading
+
+import pytest
+
+from moe_jax.errors import UserError
+from moe_jax.training import workdir as folders
+from moe_jax.training.config import TrainConfig
+from tests.training import toy
+
+
+def test_the_defaults_are_valid():
+    TrainConfig().validate()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"steps": 2.0},
+        {"steps": True},
+        {"steps": 2**31},
+        {"seed": -1},
+        {"log_every": 0},
+        {"eval_every": -1},
+        {"checkpoint_every": 0},
+        {"keep_checkpoints": 0},
+        {"max_bad_steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "0.1"},
+        {"weight_decay": -0.1},
+        {"grad_clip": float("inf")},
+        {"schedule": "linear"},
+        {"tensorboard": 1},
+        {"warmup_steps": 1000},
+    ],
+    ids=str,
+)
+def test_a_bad_field_is_named_with_its_path(change):
+    ((name, value),) = change.items()
+    config = TrainConfig()
+    setattr(config, name, value)  # as a flag does
+    with pytest.raises(UserError, match=rf"^config\.train\.{name}=") as caught:
+        config.validate("config.train")
+    assert str(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_comes_back_from_json_as_it_was():
+    config = toy.ToyConfig(model=toy.ToyModelConfig(name="a", rates=(1.0, 2.0)))
+    config.train.steps = 3
+    text = json.dumps(folders.to_json(config))
+    assert folders.from_json(toy.ToyConfig, json.loads(text)) == config
+
+
+def test_whole_numbers_stand_for_floats():
+    values = folders.to_json(TrainConfig())
+    values["learning_rate"] = 1
+    assert isinstance(folders.from_json(TrainConfig, values).learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["train"].update(step=1), r"^config\.train\.step: TrainConfig has no such"),
+        (lambda v: v["train"].pop("steps"), r"^config\.train\.steps: missing"),
+        (lambda v: v["train"].update(steps="3"), r"^config\.train\.steps='3': must be int"),
+        (lambda v: v["train"].update(steps=3.5), r"^config\.train\.steps=3\.5: must be int"),
+        (lambda v: v["train"].update(steps=True), r"^config\.train\.steps=True: must be int"),
+        (
+            lambda v: v["train"].update(tensorboard=1),
+            r"^config\.train\.tensorboard=1: must be bool",
+        ),
+        (lambda v: v["model"].update(name=3), r"^config\.model\.name=3: must be str"),
+        (
+            lambda v: v["model"].update(rates=["x"]),
+            r"^config\.model\.rates\[0\]='x': must be float",
+        ),
+        (lambda v: v["model"].update(rates=1.0), r"^config\.model\.rates=1\.0: must be"),
+        (lambda v: v.update(train=[]), r"^config\.train=\[\]: must be an object"),
+    ],
+)
+def test_json_that_does_not_fit_is_refused(change, message):
+    values = folders.to_json(toy.ToyConfig())
+    change(values)
+    with pytest.raises(UserError, match=message):
+        folders.from_json(toy.ToyConfig, values)
+
+
+def test_a_workdir_is_claimed_once(tmp_path):
+    config, workdir = toy.ToyConfig(), tmp_path / "a" / "b"
+    folders.claim(workdir, config)
+    first = (workdir / "config.json").read_bytes()
+    folders.claim(workdir, config)
+    assert (workdir / "config.json").read_bytes() == first
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    assert folders.from_json(toy.ToyConfig, folders.load(workdir)) == config
+
+
+def test_a_workdir_of_another_run_names_the_first_field_that_differs(tmp_path):
+    folders.claim(tmp_path, toy.ToyConfig())
+    other = toy.ToyConfig()
+    other.train.learning_rate, other.train.seed = 0.5, 4
+    with pytest.raises(UserError, match=r"train\.learning_rate=0\.03, not 0\.5"):
+        folders.claim(tmp_path, other)
+
+
+def test_two_runs_that_start_at_once_do_not_both_get_the_folder(tmp_path):
+    refused, gate = [], threading.Barrier(8)
+
+    def start(seed):
+        config = toy.ToyConfig()
+        config.train.seed = seed
+        gate.wait()
+        try:
+            folders.claim(tmp_path, config)
+        except UserError:
+            refused.append(seed)
+
+    threads = [threading.Thread(target=start, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner = folders.load(tmp_path)["train"]["seed"]
+    assert sorted([*refused, winner]) == list(range(8))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_broken_config_json_is_one_clear_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        folders.load(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        folders.claim(tmp_path / "file" / "run", toy.ToyConfig())
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(tmp_path):
+    def hold():
+        with folders.lock(tmp_path):
+            return True
+
+    with folders.lock(tmp_path), pytest.raises(UserError, match="another process"):
+        hold()
+    assert hold()
+
+
+def test_first_difference_tells_kinds_and_missing_fields_apart():
+    difference = folders.first_difference
+    assert difference({"a": {"b": 1}}, {"a": {"b": 1.0}}) is None
+    assert difference({"a": True}, {"a": 1}) == ("a", "True", "1")
+    assert difference({"a": {"b": 1}}, {"a": {"c": 1}}) == ("a.c", "nothing", "1")
+    assert difference({"a": 1, "b": 2}, {"a": 1}) == ("b", "2", "nothing")
+
+
+def test_every_field_of_the_train_config_is_checked():
+    for field in dataclasses.fields(TrainConfig):
+        config = TrainConfig()
+        setattr(config, field.name, [1])
+        with pytest.raises(UserError, match=rf"^train\.{field.name}="):
+            config.validate()
