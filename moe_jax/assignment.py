@@ -9,6 +9,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.gate_config import GateConfig
+from moe_jax.routing_edit import KEEP, RoutingEdit
+
+
+def choose_experts(
+    choice: Float[Array, "t e"],
+    config: GateConfig,
+    edit: RoutingEdit | None,
+    where: Bool[Array, " t"] | None,
+) -> tuple[Int[Array, "t k"], Bool[Array, "t k"]]:
+    """Experts [t k] and whether the slot has one."""
+    if edit is not None:
+        choice = jnp.where(edit.exclude, -jnp.inf, choice)
+    if config.num_groups > 1:
+        allowed = allowed_by_groups(choice, config)
+        if edit is not None:
+            allowed = allowed | edit.force | edit.random_k[:, None]
+        choice = jnp.where(allowed, choice, -jnp.inf)
+    if edit is not None:
+        draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape)
+        drawn = jnp.where(choice == -jnp.inf, -jnp.inf, draw)
+        choice = jnp.where(edit.random_k[:, None], drawn, choice)
+    if config.choice == "expert":
+        taken = chosen_by_experts(choice, None if edit is None else edit.force, config, where)
+        choice = jnp.where(taken, choice, -jnp.inf)
+        expert = jax.lax.top_k(choice, config.num_experts)[1]
+    elif edit is not None:
+        expert = ranked(choice, edit.force, edit.rank_shift, config.k)
+    else:
+        expert = jax.lax.top_k(choice, config.k)[1]
+    present = take(choice, expert) > -jnp.inf
+    if edit is not None:
+        recorded = edit.replay != KEEP
+        present = jnp.where(recorded, edit.replay < config.num_experts, present)
+        expert = jnp.where(recorded, edit.replay, expert)
+    return expert.astype(jnp.int32), present
 
 
 def allowed_by_groups(choice: Float[Array, "t e"], config: GateConfig) -> Bool[Array, "t e"]:

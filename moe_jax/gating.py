@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from moe_jax.assignment import allowed_by_groups, chosen_by_experts, ranked, take, under_capacity
+from moe_jax.assignment import choose_experts, take, under_capacity
 from moe_jax.gate_config import GateConfig
 from moe_jax.gate_scores import softmax, weights, with_noise
 from moe_jax.routing_edit import KEEP, RoutingEdit
@@ -82,7 +82,8 @@ def route(
         edit: an intervention.
         key: of the noise (`noise_std`, `learned_noise`).
         noise_logits: softplus of these is the noise's standard deviation [t e] (`learned_noise`).
-        where: real tokens [t]; padding has no experts and takes no capacity. None means all.
+        where: real tokens [t]; padding has no experts and takes no capacity, and its logits are
+            read as 0. None means all.
         segments: sequence of each token [t], any integers: capacity then counts for each
             (sequence, expert), as in Switch Transformer.
         deterministic: no noise (evaluation).
@@ -98,6 +99,8 @@ def route(
     config.validate()
     _check(logits, config, bias, noise_logits, segments)
     z = logits.astype(jnp.float32)
+    if where is not None:
+        z = jnp.where(where[:, None], z, 0)
     if not deterministic:
         z = with_noise(z, config, noise_logits, key)
     if edit is not None:
@@ -111,10 +114,12 @@ def route(
     choice = jax.lax.stop_gradient(z if by_logits else probs)
     if bias is not None:
         choice = choice + bias.astype(jnp.float32)[None]
+    # top_k puts -0.0 below 0.0; here they tie, and the lower index wins.
+    choice = jnp.where(choice == 0, 0, choice)
     choice = jnp.where(z == -jnp.inf, -jnp.inf, choice)
     if where is not None:
         choice = jnp.where(where[:, None], choice, -jnp.inf)
-    expert, present = _choose(choice, config, edit, where)
+    expert, present = choose_experts(choice, config, edit, where)
 
     weight = weights(scaled, probs, expert, present, config)
     if edit is not None:
@@ -293,40 +298,6 @@ class Gate(nnx.Module):
             segments=segments,
             deterministic=self.deterministic,
         )
-
-
-def _choose(
-    choice: Float[Array, "t e"],
-    config: GateConfig,
-    edit: RoutingEdit | None,
-    where: Bool[Array, " t"] | None,
-) -> tuple[Int[Array, "t k"], Bool[Array, "t k"]]:
-    """Experts [t k] and whether the slot has one."""
-    if edit is not None:
-        choice = jnp.where(edit.exclude, -jnp.inf, choice)
-    if config.num_groups > 1:
-        allowed = allowed_by_groups(choice, config)
-        if edit is not None:
-            allowed = allowed | edit.force | edit.random_k[:, None]
-        choice = jnp.where(allowed, choice, -jnp.inf)
-    if edit is not None:
-        draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape)
-        drawn = jnp.where(choice == -jnp.inf, -jnp.inf, draw)
-        choice = jnp.where(edit.random_k[:, None], drawn, choice)
-    if config.choice == "expert":
-        taken = chosen_by_experts(choice, None if edit is None else edit.force, config, where)
-        choice = jnp.where(taken, choice, -jnp.inf)
-        expert = jax.lax.top_k(choice, config.num_experts)[1]
-    elif edit is not None:
-        expert = ranked(choice, edit.force, edit.rank_shift, config.k)
-    else:
-        expert = jax.lax.top_k(choice, config.k)[1]
-    present = take(choice, expert) > -jnp.inf
-    if edit is not None:
-        recorded = edit.replay != KEEP
-        present = jnp.where(recorded, edit.replay < config.num_experts, present)
-        expert = jnp.where(recorded, edit.replay, expert)
-    return expert.astype(jnp.int32), present
 
 
 def _check(

@@ -1,0 +1,200 @@
+"""The mixture-of-experts layer: a gate, its experts, and optionally a shared expert (Flax NNX)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from moe_kernels import ACTIVATIONS, moe_ffn
+
+from moe_jax.errors import UserError
+from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit
+
+
+class FeedForward(nnx.Module):
+    """The dense block that an expert is: W_out(act(x W_gate) * (x W_in)), or W_out(act(x W_in)).
+
+    Parameters are float32, truncated normal of variance 1/fan_in, without biases.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        *,
+        glu: bool = True,
+        activation: str = "silu",
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Make the parameters; arguments as in `MoE`."""
+        _check_sizes(d_model=d_model, d_hidden=d_hidden)
+        _check_activation(activation)
+        self.activation = activation
+        self.dtype = dtype
+        init = nnx.initializers.lecun_normal()
+        self.w_in_df = nnx.Param(init(rngs.params(), (d_model, d_hidden), jnp.float32))
+        self.w_out_fd = nnx.Param(init(rngs.params(), (d_hidden, d_model), jnp.float32))
+        self.w_gate_df = (
+            nnx.Param(init(rngs.params(), (d_model, d_hidden), jnp.float32)) if glu else None
+        )
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """[... d] -> [... d] in the dtype of x."""
+        dtype = x.dtype if self.dtype is None else self.dtype
+        act = ACTIVATIONS[self.activation]
+        h = x.astype(dtype)
+        up = h @ self.w_in_df[...].astype(dtype)
+        if self.w_gate_df is None:
+            hidden = act(up)
+        else:
+            hidden = act(h @ self.w_gate_df[...].astype(dtype)) * up
+        return (hidden @ self.w_out_fd[...].astype(dtype)).astype(x.dtype)
+
+
+class MoE(nnx.Module):
+    """Mixture of experts: y_t = sum_k weight_tk Expert[expert_tk](x_t) (+ shared expert).
+
+    The decision is returned, never stored: `y, routing = moe(x)`. Where the gate has a capacity,
+    `dropped(routing)` says how many assignments it refused; a token without an expert gets 0 from
+    the routed part (its residual connection carries it).
+
+    Dtypes: parameters are float32. The gate computes in float32 whatever the dtype of x; the
+    experts compute in `dtype` (None: the dtype of x), sums of products in float32; y has the dtype
+    of x.
+
+    Initialisation: expert weights are truncated normal of variance 1/fan_in (fan_in is d for w_in
+    and w_gate, f for w_out), each expert independently; the router is `Gate`'s.
+
+    Parameters by name: gate.w_de, w_in_edf, w_out_efd, w_gate_edf (None without glu), shared.*,
+    shared_gate_d.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_expert: int,
+        config: GateConfig,
+        *,
+        glu: bool = True,
+        activation: str = "silu",
+        d_shared: int | None = None,
+        shared_gate: bool = False,
+        router_bias: bool = False,
+        selection_bias: bool = False,
+        dtype: DTypeLike | None = None,
+        backend: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Make the parameters.
+
+        Args:
+            d_model: width d of tokens.
+            d_expert: hidden width f of each expert.
+            config: the gate.
+            glu: experts are gated linear units (SwiGLU with "silu"), else act(x W_in) W_out.
+            activation: a name that `moe_kernels.ACTIVATIONS` has.
+            d_shared: hidden width of an expert that sees every token with weight 1; None: no such
+                expert.
+            shared_gate: weight the shared expert by sigmoid(x . w) instead (Qwen1.5-MoE).
+            router_bias: a learned bias on the router's logits.
+            selection_bias: a `SelectionBias` for aux-loss-free balancing.
+            dtype: of the experts' arithmetic.
+            backend: of `moe_ffn`; None picks by platform.
+            rngs: of the initialisation.
+
+        Raises:
+            UserError: a size below 1, an unknown activation, a shared gate without a shared
+                expert, or a gate config that is not valid.
+        """
+        _check_sizes(d_model=d_model, d_expert=d_expert)
+        _check_activation(activation)
+        if shared_gate and d_shared is None:
+            raise UserError("shared_gate=True needs d_shared, the width of the shared expert")
+        self.activation = activation
+        self.dtype = dtype
+        self.backend = backend
+        self.gate = Gate(
+            d_model, config, use_bias=router_bias, selection_bias=selection_bias, rngs=rngs
+        )
+        experts = config.num_experts
+        # batch_axis: fan_in is that of one expert, not of all together.
+        init = nnx.initializers.lecun_normal(batch_axis=(0,))
+        self.w_in_edf = nnx.Param(init(rngs.params(), (experts, d_model, d_expert), jnp.float32))
+        self.w_out_efd = nnx.Param(init(rngs.params(), (experts, d_expert, d_model), jnp.float32))
+        self.w_gate_edf = (
+            nnx.Param(init(rngs.params(), (experts, d_model, d_expert), jnp.float32))
+            if glu
+            else None
+        )
+        self.shared = (
+            None
+            if d_shared is None
+            else FeedForward(
+                d_model, d_shared, glu=glu, activation=activation, dtype=dtype, rngs=rngs
+            )
+        )
+        self.shared_gate_d = nnx.Param(jnp.zeros(d_model)) if shared_gate else None
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch d"],
+        *,
+        edit: RoutingEdit | None = None,
+        key: PRNGKeyArray | None = None,
+        where: Bool[Array, "*batch"] | None = None,
+        segments: Int[Array, "*batch"] | None = None,
+    ) -> tuple[Float[Array, "*batch d"], Routing]:
+        """Send the tokens through their experts.
+
+        Args:
+            x: tokens [... d]; the leading axes are flattened in order to t for the gate.
+            edit: an intervention on the gate, its token axis being t.
+            key: of the gate's noise; needed only if the gate has noise and is not in eval mode.
+            where: real tokens [...]: padding has no experts and takes no capacity.
+            segments: sequence of each token [...], so that capacity counts for each sequence.
+
+        Returns:
+            y [... d] in the dtype of x, and the routing over t tokens.
+        """
+        x_td = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        routing = self.gate(
+            x_td,
+            edit=edit,
+            key=key,
+            where=None if where is None else where.reshape(-1),
+            segments=None if segments is None else segments.reshape(-1),
+        )
+        dtype = x.dtype if self.dtype is None else self.dtype
+        y_td = moe_ffn(
+            x_td.astype(dtype),
+            routing.expert,
+            routing.weight,
+            self.w_in_edf[...].astype(dtype),
+            self.w_out_efd[...].astype(dtype),
+            w_gate=None if self.w_gate_edf is None else self.w_gate_edf[...].astype(dtype),
+            activation=self.activation,
+            backend=self.backend,
+        ).astype(x.dtype)
+        if self.shared is not None:
+            y_td = y_td + self._shared(x_td, self.shared)
+        return y_td.reshape(x.shape), routing
+
+    def _shared(self, x: Float[Array, "t d"], shared: FeedForward) -> Float[Array, "t d"]:
+        y = shared(x)
+        if self.shared_gate_d is None:
+            return y
+        open_t = jax.nn.sigmoid(x.astype(jnp.float32) @ self.shared_gate_d[...])
+        return (y.astype(jnp.float32) * open_t[:, None]).astype(x.dtype)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}={size} must be at least 1")
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation={activation} is unknown: use one of {', '.join(ACTIVATIONS)}")
