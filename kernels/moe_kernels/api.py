@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, Int
 
 from moe_kernels import reference, xla
 from moe_kernels.arguments import Experts, check
+from moe_kernels.manual_axes import unify
 
 BACKENDS: MappingProxyType[str, Callable[..., Array]] = MappingProxyType(
     {"reference": reference.moe_ffn, "xla": xla.moe_ffn}
 )
-"""Name -> function(x, expert, weight, experts, *, activation); the arguments are checked already."""
+"""Name -> function(x, expert, weight, experts, *, activation), for arguments checked already."""
 
 
 def moe_ffn(
@@ -58,6 +59,7 @@ def moe_ffn(
     x, expert, weight, experts = check(
         x, expert, weight, Experts(w_in, w_out, w_gate, b_in, b_gate, b_out), activation
     )
+    x, expert, weight, experts = unify((x, expert, weight, experts))
     return BACKENDS[choose(backend)](x, expert, weight, experts, activation=activation)
 
 

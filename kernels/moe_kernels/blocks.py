@@ -10,12 +10,10 @@ from jax import lax
 from jaxtyping import Array
 
 from moe_kernels.arguments import Experts
-from moe_kernels.manual_axes import unify
 from moe_kernels.plan import Plan, make_tiles
 
-MAX_BLOCK = 256
-NUM_SIZES = 8  # of the last block: more of them waste fewer rows and take longer to compile
-MIN_SIZE = 8
+MIN_BLOCK, MAX_BLOCK = 8, 256
+MIN_STEP = 16
 
 Work = Callable[[Experts, Array, Array, int], tuple[Any, Any]]
 """work(own, row, rows, size): what one block gives, for `rows` <= `size` rows from `row` on and one
@@ -28,13 +26,14 @@ def block_sizes(num_slots: int, num_experts: int) -> tuple[int, ...]:
     """The block sizes to compile, in equal steps: the last one is the full block.
 
     The full block is about twice the mean load (at most 256 rows, where products run at full
-    speed), so that most experts are a single block; the steps are an eighth of it or 8 rows.
+    speed), so that most experts are a single block. Steps are an eighth of it, at least 16 rows:
+    more sizes waste fewer rows and take longer to compile.
     """
     mean = -(-num_slots // num_experts)
-    block = MIN_SIZE
+    block = MIN_BLOCK
     while block < min(2 * mean, num_slots, MAX_BLOCK):
         block *= 2
-    step = max(MIN_SIZE, block // NUM_SIZES)
+    step = min(block, max(MIN_STEP, block // 8))
     return tuple(range(step, block + 1, step))
 
 
@@ -91,17 +90,34 @@ def run_blocks(
         )
         return buffers, stacks
 
-    buffers = jax.tree.map(lambda a: jnp.zeros((num_rows + block, *a.shape), a.dtype), per_row)
-    stacks = jax.tree.map(lambda a: jnp.zeros((num_experts, *a.shape), a.dtype), per_expert)
-    buffers, stacks, _ = unify((buffers, stacks, plan.slot))
-    return lax.fori_loop(0, tiles.count, one_expert, (buffers, stacks))
+    state = (
+        _zeros(num_rows + block, per_row, tiles.count, 1),
+        _zeros(num_experts, per_expert, tiles.count, 101),
+    )
+    return lax.fori_loop(0, tiles.count, one_expert, state)
+
+
+def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
+    """Zeros, [length, ...], for every entry; no two from the same computation.
+
+    XLA merges equal constants and would then copy the shared one into each loop buffer of that
+    shape. A test that never holds (`count` is never negative) keeps them apart, at no cost.
+    """
+    leaves, tree = jax.tree.flatten(entries)
+    zeros = [jnp.where(count == -first - i, 1, 0) for i in range(len(leaves))]
+    return tree.unflatten(
+        jnp.broadcast_to(z.astype(a.dtype), (length, *a.shape))
+        for z, a in zip(zeros, leaves, strict=True)
+    )
 
 
 def _padded(
     work: Work, own: Experts, size: int, block: int, row: Array, rows: Array
 ) -> tuple[Any, Any]:
     out, sums = work(own, row, rows, size)
-    return jax.tree.map(lambda a: jnp.pad(a, [(0, block - size)] + [(0, 0)] * (a.ndim - 1)), out), sums
+    return jax.tree.map(
+        lambda a: jnp.pad(a, [(0, block - size)] + [(0, 0)] * (a.ndim - 1)), out
+    ), sums
 
 
 def _put(buffers: Any, out: Any, row: Array) -> Any:

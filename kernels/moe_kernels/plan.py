@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     slot: Int[Array, " s"]  # row -> slot; a stable sort, so an expert's slots go up
     row: Int[Array, " s"]  # slot -> row, the inverse of `slot`
     token: Int[Array, " s"]  # row -> token whose activations the row holds
-    offset: Int[Array, " e+1"]  # expert e owns rows offset[e]:offset[e+1]; later rows are dropped
+    offset: Int[Array, " boundaries"]  # expert e owns rows offset[e]:offset[e+1]; later: dropped
 
 
 def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
@@ -53,7 +53,7 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
     return Plan(slot_s, row_s, slot_s // k, offset.astype(jnp.int32))
 
 
-def make_tiles(offset: Int[Array, " e+1"], num_rows: int, block: int) -> Tiles:
+def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> Tiles:
     """Cuts every expert's rows into tiles of `block`, its last one holding what is left.
 
     With block >= num_rows there is one tile for each expert that has any work.

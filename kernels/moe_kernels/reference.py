@@ -4,14 +4,18 @@ It does num_experts / k times the needed work, on purpose: nothing in it can be 
 ways a grouped kernel can. Plain JAX, so every transformation works on it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
 from moe_kernels.arguments import Experts
+from moe_kernels.manual_axes import unify
 
 
+@partial(jax.jit, static_argnames="activation")
 def moe_ffn(
     x_td: Float[Array, "t d"],
     expert_tk: Int[Array, "t k"],
@@ -34,15 +38,13 @@ def moe_ffn(
         scale_t = jnp.sum(jnp.where(hit_tk, weight_tk, 0), axis=1, dtype=wide)
         return y_td + scale_t[:, None] * expert_ffn(own_x_td, own, activation), None
 
-    y_td = jnp.zeros(x_td.shape, wide)
+    y_td, _ = unify((jnp.zeros(x_td.shape, wide), x_td))
     num_experts = experts.w_in.shape[0]
     y_td, _ = jax.lax.scan(add_one, y_td, (jnp.arange(num_experts), experts))
     return y_td.astype(x_td.dtype)
 
 
-def expert_ffn(
-    x_td: Float[Array, "t d"], own: Experts, activation: str
-) -> Float[Array, "t d"]:
+def expert_ffn(x_td: Float[Array, "t d"], own: Experts, activation: str) -> Float[Array, "t d"]:
     """One expert: W_out (act(x W_gate + b_gate) * (x W_in + b_in)) + b_out, or
     W_out act(x W_in + b_in) + b_out without w_gate. `own` holds its parameters, without axis e.
     """

@@ -30,6 +30,7 @@ class Saved(NamedTuple):
     h_gate_sf: Array | None
 
 
+@partial(jax.jit, static_argnames="activation")
 def moe_ffn(
     x_td: Float[Array, "t d"],
     expert_tk: Int[Array, "t k"],
@@ -45,7 +46,7 @@ def moe_ffn(
     """
     if x_td.shape[0] == 0:
         return x_td
-    return _moe_ffn(activation, *unify((x_td, expert_tk, weight_tk, experts)))
+    return _moe_ffn(activation, x_td, expert_tk, weight_tk, experts)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

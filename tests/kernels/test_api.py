@@ -1,0 +1,67 @@
+"""`moe_ffn` and bad input: one clear ValueError that names the argument."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import moe_kernels
+import pytest
+from moe_ffn_cases import problem
+from moe_kernels import BACKENDS, choose
+
+# Without the annotations' own checks, which tests turn on and users don't have.
+moe_ffn = inspect.unwrap(moe_kernels.moe_ffn)
+
+
+def arguments(**changes):
+    x, expert, weight, params, _ = problem(0, t=4, k=2, d=6, f=5, e=3)
+    return {"x": x, "expert": expert, "weight": weight, **params, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x": jnp.zeros((4, 1, 6))}, "x has shape (4, 1, 6); it must be (tokens, d_model)"),
+        ({"x": jnp.zeros((4, 6), jnp.int32)}, "x holds int32; it must be one of bfloat16"),
+        ({"x": jnp.zeros((4, 7))}, "w_in has shape (3, 6, 5); it must be (experts, d_model=7"),
+        (
+            {"expert": jnp.zeros((5, 2), jnp.int32)},
+            "expert has shape (5, 2); it must be (tokens=4, k)",
+        ),
+        ({"expert": jnp.zeros((4, 2))}, "expert holds float32; expert ids must be integers"),
+        ({"expert": jnp.zeros((4, 2), bool)}, "expert holds bool; expert ids must be integers"),
+        ({"expert": jnp.zeros((4, 0), jnp.int32)}, "expert has k=0 choices per token"),
+        ({"weight": jnp.zeros((4, 3))}, "weight has shape (4, 3); it must be (tokens=4, k=2)"),
+        ({"weight": jnp.zeros((4, 2), jnp.int32)}, "weight holds int32"),
+        ({"w_in": jnp.zeros((6, 5))}, "w_in has shape (6, 5); it must be (experts, d_model=6"),
+        ({"w_in": jnp.zeros((0, 6, 5))}, "w_in has shape (0, 6, 5); every axis must be at least 1"),
+        ({"w_in": jnp.zeros((3, 6, 5), jnp.bfloat16)}, "w_in is bfloat16 but x is float32"),
+        (
+            {"w_out": jnp.zeros((3, 6, 5))},
+            "w_out has shape (3, 6, 5); it must be (experts=3, d_expert=5, d_model=6)",
+        ),
+        ({"w_gate": jnp.zeros((3, 6, 4))}, "w_gate has shape (3, 6, 4)"),
+        ({"w_gate": None}, "b_gate was given without w_gate"),
+        ({"b_in": jnp.zeros((3, 6))}, "b_in has shape (3, 6); it must be (experts=3, d_expert=5)"),
+        ({"b_gate": jnp.zeros((5,))}, "b_gate has shape (5,)"),
+        ({"b_out": jnp.zeros((3, 5))}, "b_out has shape (3, 5); it must be (experts=3, d_model=6)"),
+        ({"activation": "swish"}, "activation='swish' is none of silu, gelu, gelu_tanh"),
+        ({"backend": "cuda"}, "backend='cuda' is none of reference, xla (or None)"),
+    ],
+)
+def test_bad_input(changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        moe_ffn(**arguments(**changes))
+
+
+def test_bad_input_under_jit_is_found_while_tracing():
+    with pytest.raises(ValueError, match="w_out has shape"):
+        jax.eval_shape(lambda w: moe_ffn(**arguments(w_out=w)), jnp.zeros((3, 5, 7)))
+
+
+def test_none_picks_xla_and_a_name_picks_itself():
+    assert choose(None) == "xla"
+    assert [choose(name) for name in BACKENDS] == list(BACKENDS)
+    shape = jax.eval_shape(lambda: moe_ffn(**arguments()))
+    assert shape.shape == (4, 6)

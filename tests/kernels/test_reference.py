@@ -1,0 +1,7 @@
+"""The reference backend, held to the cases that all backends share."""
+
+from moe_ffn_cases import MoeFfnCases
+
+
+class TestReference(MoeFfnCases):
+    backend = "reference"
