@@ -192,7 +192,7 @@ def usage(assessment: Assessment) -> Markup:
     """How the tokens are shared out, and the collapse monitors."""
     num_factors = len(assessment.usage)
     figures = [
-        (name, _figure(key, assessment.monitors[key]), meaning.format(e=num_factors))
+        (name, assessment.monitors[key], meaning.format(e=num_factors))
         for key, (name, meaning) in MONITORS.items()
         if key in assessment.monitors
     ]
@@ -274,7 +274,9 @@ def series(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, 
             if name == "step" or isinstance(value, bool | str | list | dict):
                 continue
             points = found.setdefault(name, {})
-            points[float(line.get("step", len(points)))] = math.nan if value is None else value
+            points[float(line.get("step", len(points)))] = (
+                math.nan if value is None else float(value)
+            )
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
@@ -293,11 +295,6 @@ def _telling(name: str, points: list[tuple[float, float]]) -> bool:
 
 def _macro(scores: LabelScores) -> tuple[float, float, float]:
     return scores.macro_precision, scores.macro_recall, scores.macro_f1
-
-
-def _figure(key: str, value: float) -> float:
-    """A count as a whole number."""
-    return int(value) if key == "dead_factors" else value
 
 
 def _short(name: str) -> str:

@@ -61,7 +61,7 @@ class Cell(NamedTuple):
     """
 
     html: Markup
-    value: float | str
+    value: int | float | str
 
 
 def render_page(
@@ -96,7 +96,7 @@ def render_page(
 
 def table(
     columns: Sequence[Column],
-    rows: Sequence[Sequence[Cell | str | float]],
+    rows: Sequence[Sequence[Cell | str | int | float]],
     *,
     caption: str = "",
     own: int | None = None,
@@ -130,7 +130,7 @@ def table(
     ).format(Markup("<caption>{}</caption>").format(caption) if caption else "", head, body)
 
 
-def tiles(figures: Sequence[tuple[str, float, str]]) -> Markup:
+def tiles(figures: Sequence[tuple[str, int | float, str]]) -> Markup:
     """Figures side by side, each (name, value, what it means)."""
     return Markup('<div class="tiles">{}</div>').format(
         Markup("").join(
@@ -165,7 +165,7 @@ def paragraph(text: str, style: str = "") -> Markup:
     )
 
 
-def number(value: float) -> str:
+def number(value: int | float) -> str:
     """A figure as people read it: whole numbers whole, few digits, a dash for none."""
     if not math.isfinite(value):
         return "–"
@@ -176,7 +176,7 @@ def number(value: float) -> str:
     return f"{value:,.{3 if abs(value) < 1 else 2}f}"
 
 
-def _cell(column: Column, content: Cell | str | float) -> Markup:
+def _cell(column: Column, content: Cell | str | int | float) -> Markup:
     if isinstance(content, Cell):
         html, value = content
     elif isinstance(content, str):
@@ -184,7 +184,7 @@ def _cell(column: Column, content: Cell | str | float) -> Markup:
     else:
         finite = math.isfinite(content)
         shown = number(content) if isinstance(content, int) or not finite else f"{content:.3f}"
-        html, value = Markup.escape(shown), float(content) if finite else ""
+        html, value = Markup.escape(shown), content if finite else ""
     kind = Markup(' class="num"') if column.number else ""
     kind = kind or (Markup(' class="wide"') if column.wide else "")
     return Markup('<td{} data-v="{}">{}</td>').format(kind, value, html)

@@ -9,6 +9,8 @@ from markupsafe import Markup
 from moe_jax.reports.escape import one_line
 from moe_jax.reports.page import number
 
+Point = tuple[int | float, int | float]
+
 _WIDTH, _HEIGHT = 300, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 6, 8, 20
 
@@ -25,13 +27,13 @@ class Bar(NamedTuple):
     """
 
     name: str
-    value: float
+    value: int | float
     colour: int | None = None
     own: bool = False
     shown: str = ""
 
 
-def bar_chart(bars: Sequence[Bar], *, most: float | None = None) -> Markup:
+def bar_chart(bars: Sequence[Bar], *, most: int | float | None = None) -> Markup:
     """Horizontal bars with their names and values.
 
     Args:
@@ -63,7 +65,7 @@ def bar_chart(bars: Sequence[Bar], *, most: float | None = None) -> Markup:
     return Markup('<div class="bars">{}</div>').format(Markup("").join(rows))
 
 
-def line_chart(name: str, points: Sequence[tuple[float, float]], *, most: int = 300) -> Markup:
+def line_chart(name: str, points: Sequence[Point], *, most: int = 300) -> Markup:
     """One curve with its axes, its name and its last value.
 
     A value that is not finite breaks the curve. The y axis is logarithmic where all values are
@@ -89,7 +91,7 @@ def line_chart(name: str, points: Sequence[tuple[float, float]], *, most: int = 
     bottom, top = scale(min(ticks[0], low)), scale(max(ticks[-1], high))
     first, final = points[0][0], points[-1][0]
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: int | float, y: int | float) -> tuple[float, float]:
         across = (x - first) / ((final - first) or 1)
         up = (scale(y) - bottom) / ((top - bottom) or 1)
         return (
@@ -109,10 +111,10 @@ def line_chart(name: str, points: Sequence[tuple[float, float]], *, most: int = 
     )
 
 
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+def nice_ticks(low: int | float, high: int | float, count: int = 4) -> list[float]:
     """About `count` round numbers that enclose low..high (1, 2, 2.5 or 5 times a power of ten)."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-30):
-        low, high = (min(0.0, 2 * low), max(0.0, 2 * low)) if low else (0.0, 1.0)
+        low, high = (min(0.0, 2 * low), max(0.0, 2 * low)) if abs(low) > 1e-30 else (0.0, 1.0)
     rough = (high - low) / (count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -120,7 +122,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [i * step for i in range(start, stop + 1)]
 
 
-def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` of the points, peaks kept: the lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
@@ -135,9 +137,9 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
     return [*kept, points[-1]]
 
 
-def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+def _runs(points: Sequence[Point]) -> list[list[Point]]:
     """The stretches of finite values."""
-    runs: list[list[tuple[float, float]]] = [[]]
+    runs: list[list[Point]] = [[]]
     for x, y in points:
         if math.isfinite(y):
             runs[-1].append((x, y))
@@ -146,13 +148,15 @@ def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float
     return [run for run in runs if run]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def _log_ticks(low: int | float, high: int | float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = max(1, (last - first) // 4)
     return [10.0**i for i in range(first, last + step, step)]
 
 
-def _axes(ticks: list[float], heights: list[float], first: float, final: float) -> Markup:
+def _axes(
+    ticks: list[float], heights: list[float], first: int | float, final: int | float
+) -> Markup:
     lines = Markup("").join(
         Markup(
             '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"></line>'

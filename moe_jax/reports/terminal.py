@@ -73,7 +73,7 @@ def show_table(
     console: Console,
     title: str,
     columns: Sequence[Column],
-    rows: Sequence[Sequence[str | float | Text]],
+    rows: Sequence[Sequence[str | int | float | Text]],
     *,
     own: int | None = None,
 ) -> None:
@@ -86,24 +86,28 @@ def show_table(
       rows: its cells.
       own: row to be set off in bold.
     """
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(text) for text in [one_line(column.title), *(row[i].plain for row in cells)])
+        for i, column in enumerate(columns)
+    ]
+    roomy = sum(widths) + 2 * (len(columns) - 1) <= console.width
     shown = Table(
-        title=Text(title) if title else None,
+        title=Text(one_line(title)) if title else None,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 1 if roomy else 0, 0, 0),
     )
-    cells = [[_cell(cell) for cell in row] for row in rows]
-    for i, column in enumerate(columns):
-        widths = [cell_len(column.title), *[cell_len(row[i].plain) for row in cells]]
+    for column, width in zip(columns, _fitted(columns, widths, console.width), strict=True):
         shown.add_column(
-            Text(column.title),
+            Text(one_line(column.title)),
             justify="right" if column.number else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=max(widths) if column.number else min(8, max(widths)),
+            width=width,
         )
     for i, row in enumerate(cells):
         shown.add_row(*row, style="bold" if i == own else None)
@@ -113,6 +117,17 @@ def show_table(
 def factor_chip(factor: int, *, colour: bool) -> Text:
     """The number of a factor in its colour."""
     return Text(f" {factor} ", style=_chip(factor)) if colour else Text(str(factor))
+
+
+def _fitted(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """The widths, those of words cut (the widest first, to 8 at least) until they fit."""
+    fitted = list(widths)
+    excess = sum(widths) + len(widths) - 1 - room
+    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+        if excess > 0 and not columns[i].number and fitted[i] > 8:
+            cut = min(excess, fitted[i] - 8)
+            fitted[i], excess = fitted[i] - cut, excess - cut
+    return fitted
 
 
 def _stretches(spans: Sequence[Span]) -> list[tuple[int, int]]:
@@ -139,7 +154,7 @@ def _chip(factor: int) -> str:
     return f"bold #ffffff on {swatch(factor).light_line}"
 
 
-def _cell(content: str | float | Text) -> Text:
+def _cell(content: str | int | float | Text) -> Text:
     if isinstance(content, Text):
         return content
     if isinstance(content, str):
