@@ -48,13 +48,10 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenised:
       each of them.
 
     Raises:
-      UserError: `texts` is one string, or holds something that isn't a string.
+      UserError: `texts` is one string.
     """
     if isinstance(texts, str):
         raise UserError("texts is one string; a list of strings would be right")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"texts[{index}] is a {type(text).__name__}, not a string")
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return Tokenised(
         [np.asarray(e.ids, np.int32) for e in encoded],
@@ -122,7 +119,7 @@ def sentence_embeddings(
       [b d] float32, rows of length 1.
 
     Raises:
-      UserError: `texts` is not a list of strings.
+      UserError: `texts` is one string.
     """
     ids = tokenise(pretrained.tokenizer, texts).ids
     sums = np.zeros((len(ids), pretrained.config.d_model), np.float64)

