@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from moe_jax.errors import UserError
+from moe_jax.training import workdir as folders
 from moe_jax.training.interrupt import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,9 +77,11 @@ def parse_with_config(argv: Sequence[str], names: Mapping[str, str]) -> tuple[An
             "config", config, flag_values=values, sys_argv=list(rest)
         )
     plain = _parsed(rest, values, names)
-    checked: Any = values["config"].value
-    checked.validate()
-    return checked, plain
+    set_up: Any = values["config"].value
+    # Types the flags don't look at (items of tuples), and what a config file itself got wrong.
+    folders.from_json(type(set_up), folders.to_json(set_up), path="--config")
+    set_up.validate()
+    return set_up, plain
 
 
 def load_config_file(where: str) -> Any:

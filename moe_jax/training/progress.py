@@ -1,9 +1,10 @@
 """How far a run has come: a bar on a terminal, a line every few seconds elsewhere."""
 
+import io
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any
 
 
 class Progress:
@@ -11,8 +12,8 @@ class Progress:
 
     EVERY_SECONDS = 5.0
 
-    def __init__(self, start: int, steps: int, stream: TextIO | None = None):
-        self._stream = stream or sys.stderr
+    def __init__(self, start: int, steps: int, stream: io.TextIOBase | None = None):
+        self._stream: Any = stream or sys.stderr
         self._start, self._steps, self._loss, self._first = start, steps, "", True
         self._began = self._shown = time.monotonic()
         self._bar = _Bar(self._stream, start, steps) if self._stream.isatty() else None
@@ -55,7 +56,7 @@ class Progress:
             print(f"step {step}/{self._steps}  {text}", file=self._stream, flush=True)
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | int) -> str:
     """0:09, 12:05, 3:00:07."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
@@ -65,7 +66,7 @@ def clock(seconds: float) -> str:
 class _Bar:
     """The same on a terminal, with rich."""
 
-    def __init__(self, stream: TextIO, start: int, steps: int):
+    def __init__(self, stream: Any, start: int, steps: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
