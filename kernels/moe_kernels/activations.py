@@ -23,4 +23,4 @@ ACTIVATIONS: MappingProxyType[str, Callable[[Array], Array]] = MappingProxyType(
         "relu2": relu2,
     }
 )
-"""Name -> elementwise function. "gelu" is the exact one (erf), "gelu_tanh" its tanh approximation."""
+"""Name -> elementwise function. "gelu" is the exact one (erf), "gelu_tanh" its approximation."""

@@ -32,7 +32,7 @@ def moe_ffn(
     """Sends every token through its k experts and sums what they give, weighted.
 
         y_t = sum_k weight_tk * (a W_out[e] + b_out[e]),  e = expert_tk,
-        a = act(x_t W_gate[e] + b_gate[e]) * (x_t W_in[e] + b_in[e])   with w_gate (SwiGLU, GeGLU..),
+        a = act(x_t W_gate[e] + b_gate[e]) * (x_t W_in[e] + b_in[e])   with w_gate (SwiGLU ...),
         a = act(x_t W_in[e] + b_in[e])                                 without.
 
     A choice whose id is num_experts is dropped: it adds exactly 0, takes no part in any gradient
@@ -43,7 +43,12 @@ def moe_ffn(
       x: tokens, bfloat16, float16 or float32 (float64 where JAX has it on).
       expert: ids of the chosen experts, any integer dtype.
       weight: combine weights, any float dtype, used as they are (no normalisation).
-      w_in, w_out, w_gate, b_in, b_gate, b_out: the experts' parameters, all in the dtype of x.
+      w_in: up-projections, in the dtype of x, as are all parameters.
+      w_out: down-projections.
+      w_gate: gate projections; None for experts without a gate.
+      b_in: bias of the up-projection, or None.
+      b_gate: bias of the gate projection, or None.
+      b_out: bias of the down-projection, or None; like W_out's product, it is weighted.
       activation: silu, gelu (exact), gelu_tanh, relu or relu2.
       backend: "reference" (every expert sees every token; the oracle), "xla" (grouped blocks, plain
         XLA, its own backward), or None: the fastest that exists for the platform. A named backend

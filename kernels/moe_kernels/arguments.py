@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
@@ -32,7 +33,7 @@ def check(
       ValueError: naming the argument, what it was and what would be right.
     """
     x, expert, weight = jnp.asarray(x), jnp.asarray(expert), jnp.asarray(weight)
-    experts = Experts(*(None if p is None else jnp.asarray(p) for p in experts))
+    experts = jax.tree.map(jnp.asarray, experts)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}")
     if experts.b_gate is not None and experts.w_gate is None:

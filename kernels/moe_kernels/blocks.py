@@ -68,7 +68,7 @@ def run_blocks(
         full = (rows - 1) // block
         last_row, last_rows = row + full * block, rows - full * block
 
-        # Results go through the switch, the big buffers do not: XLA would copy them for each branch.
+        # Results go through the switch, the big buffers do not: XLA would copy them in each branch.
         branches = [partial(_padded, work, own, size, block) for size in sizes]
         out, sums = lax.switch((last_rows - 1) // sizes[0], branches, last_row, last_rows)
         # Rows past the expert's last one are written too; the next expert's results replace them.
@@ -91,10 +91,10 @@ def run_blocks(
         return buffers, stacks
 
     state = (
-        _zeros(num_rows + block, per_row, tiles.count, 1),
-        _zeros(num_experts, per_expert, tiles.count, 101),
+        _zeros(num_rows + block, per_row, tiles.num_tiles, 1),
+        _zeros(num_experts, per_expert, tiles.num_tiles, 101),
     )
-    return lax.fori_loop(0, tiles.count, one_expert, state)
+    return lax.fori_loop(0, tiles.num_tiles, one_expert, state)
 
 
 def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
@@ -103,12 +103,13 @@ def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
     XLA merges equal constants and would then copy the shared one into each loop buffer of that
     shape. A test that never holds (`count` is never negative) keeps them apart, at no cost.
     """
-    leaves, tree = jax.tree.flatten(entries)
+    leaves, treedef = jax.tree.flatten(entries)
     zeros = [jnp.where(count == -first - i, 1, 0) for i in range(len(leaves))]
-    return tree.unflatten(
+    filled = [
         jnp.broadcast_to(z.astype(a.dtype), (length, *a.shape))
         for z, a in zip(zeros, leaves, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(treedef, filled)
 
 
 def _padded(

@@ -14,14 +14,14 @@ from jaxtyping import Array, Int
 class Tiles(NamedTuple):
     """Pieces of at most `block` rows that never cross experts.
 
-    The table has room for the worst case, ceil(s / block) + e tiles; only the first `count` are
-    real. Tiles go up in rows, so those of one expert are neighbours.
+    The table has room for the worst case, ceil(s / block) + e tiles; only the first
+    `num_tiles` are real. Tiles go up in rows, so those of one expert are neighbours.
     """
 
-    expert: Int[Array, " tiles"]  # whose rows these are; meaningless from `count` on
+    expert: Int[Array, " tiles"]  # whose rows these are; meaningless from num_tiles on
     row: Int[Array, " tiles"]  # first row
-    rows: Int[Array, " tiles"]  # number of rows, 1..block; 0 from `count` on
-    count: Int[Array, ""]
+    rows: Int[Array, " tiles"]  # number of rows, 1..block; 0 from num_tiles on
+    num_tiles: Int[Array, ""]
 
 
 class Plan(NamedTuple):

@@ -50,10 +50,7 @@ def expert_ffn(x_td: Float[Array, "t d"], own: Experts, activation: str) -> Floa
     """
     act = ACTIVATIONS[activation]
     h_tf = _linear(x_td, own.w_in, own.b_in)
-    if own.w_gate is None:
-        a_tf = act(h_tf)
-    else:
-        a_tf = act(_linear(x_td, own.w_gate, own.b_gate)) * h_tf
+    a_tf = act(h_tf) if own.w_gate is None else act(_linear(x_td, own.w_gate, own.b_gate)) * h_tf
     return _linear(a_tf.astype(x_td.dtype), own.w_out, own.b_out)
 
 

@@ -16,7 +16,7 @@ from jax import lax
 T, K, D, F, E = 40, 2, 6, 5, 5
 SMALL = 12
 ALL = ("w_gate", "b_in", "b_gate", "b_out")
-TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3, "float64": 1e-12}
 
 
 def problem(seed, t=T, k=K, d=D, f=F, e=E, extras=ALL, dtype="float32"):
@@ -30,7 +30,7 @@ def problem(seed, t=T, k=K, d=D, f=F, e=E, extras=ALL, dtype="float32"):
 
     params = {n: normal(*s) for n, s in shapes.items() if n in ("w_in", "w_out", *extras)}
     expert = jnp.asarray(rng.integers(0, e + 1, (t, k)), jnp.int32)
-    weight = jnp.asarray(rng.uniform(-1, 1, (t, k)), jnp.float32)
+    weight = jnp.asarray(rng.uniform(-1, 1, (t, k)), "float64" if dtype == "float64" else "float32")
     return normal(t, d), expert, weight, params, normal(t, d)
 
 
@@ -49,7 +49,7 @@ def results(backend, activation, x, expert, weight, params, dy):
 
     def value(x, weight, params):
         y = moe_kernels.moe_ffn(x, expert, weight, **params, activation=activation, backend=backend)
-        return jnp.sum((dy * y).astype(jnp.float32)), y
+        return jnp.sum((dy * y).astype(weight.dtype)), y
 
     grad = jax.grad(value, argnums=(0, 1, 2), has_aux=True)
     (dx, dweight, dparams), y = grad(x, weight, params)
@@ -153,6 +153,10 @@ class MoeFfnCases:
     def test_half_precision(self, dtype):
         self.check(problem(9, t=SMALL, dtype=dtype), dtype=dtype)
 
+    def test_double_precision(self):
+        with jax.enable_x64(True):
+            self.check(problem(9, t=SMALL, dtype="float64"), dtype="float64")
+
     @pytest.mark.parametrize("t, k, e", [(1, 1, 1), (20, 1, 1), (9, 16, 20), (30, 3, 512)])
     def test_sizes(self, t, k, e):
         self.check(problem(10, t=t, k=k, e=e, extras=("w_gate",)))
@@ -192,14 +196,14 @@ class MoeFfnCases:
 
     def test_gradient_of_vmap(self):
         args, axes, each = self.batch(("x", "expert", "weight", "dy"))
-        x, expert, weight, params, dy = args
+        *tokens, params, dy = args
 
         def total(params):
             def one(x, expert, weight, params, dy):
                 y = moe_kernels.moe_ffn(x, expert, weight, **params, backend=self.backend)
                 return jnp.sum(dy * y)
 
-            return jnp.sum(jax.vmap(one, in_axes=axes)(x, expert, weight, params, dy))
+            return jnp.sum(jax.vmap(one, in_axes=axes)(*tokens, params, dy))
 
         want = [moe_ffn_oracle.moe_ffn("silu", *one) for one in each]
         close(jax.jit(jax.grad(total))(params), {n: sum(w[n] for w in want) for n in params})
@@ -226,7 +230,8 @@ class MoeFfnCases:
 
     def test_tokens_sharded_over_a_mesh(self):
         # Data parallelism: parameters are the same everywhere, so their gradients are summed.
-        x, expert, weight, params, dy = args = problem(13, t=SMALL)
+        args = problem(13, t=SMALL)
+        params = args[3]
         mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         rows, same = jax.P("data"), jax.P()
         specs = (rows, rows, rows, dict.fromkeys(params, same), rows)

@@ -35,7 +35,7 @@ def test_rows_are_slots_sorted_by_expert(expert):
 def test_tiles_cover_every_kept_row_once_and_cross_no_expert(expert):
     plan = plan_of(expert, num_experts=E)
     tiles = jax.tree.map(np.asarray, tiles_of(plan.offset, num_rows=T * K, block=BLOCK))
-    count = int(tiles.count)
+    count = int(tiles.num_tiles)
     owner = np.full(T * K, E)
     for e, row, rows in list(zip(tiles.expert, tiles.row, tiles.rows, strict=True))[:count]:
         assert 1 <= rows <= BLOCK
@@ -62,7 +62,7 @@ def test_the_table_has_room_for_the_worst_load(block):
     loads[0] += left
     offset = jnp.asarray(np.concatenate([[0], np.cumsum(loads)]), jnp.int32)
     tiles = make_tiles(offset, T * K, block)
-    assert int(tiles.count) == sum(-(-n // block) for n in loads) <= tiles.expert.size
+    assert int(tiles.num_tiles) == sum(-(-n // block) for n in loads) <= tiles.expert.size
     assert int(jnp.sum(tiles.rows)) == T * K
 
 
@@ -73,7 +73,7 @@ def test_a_worked_example():
     np.testing.assert_array_equal(plan.token, [0, 2, 0, 1, 2, 1])
     np.testing.assert_array_equal(plan.offset, [0, 2, 2, 5])
     tiles = make_tiles(plan.offset, 6, 2)
-    assert int(tiles.count) == 3
+    assert int(tiles.num_tiles) == 3
     np.testing.assert_array_equal(tiles.expert[:3], [0, 2, 2])
     np.testing.assert_array_equal(tiles.row[:3], [0, 2, 4])
     np.testing.assert_array_equal(tiles.rows, [2, 2, 1, 0, 0, 0])
@@ -82,4 +82,4 @@ def test_a_worked_example():
 def test_no_slots():
     plan = make_plan(jnp.zeros((0, 2), jnp.int32), 3)
     np.testing.assert_array_equal(plan.offset, [0, 0, 0, 0])
-    assert int(make_tiles(plan.offset, 0, 4).count) == 0
+    assert int(make_tiles(plan.offset, 0, 4).num_tiles) == 0
