@@ -15,7 +15,7 @@ from moe_jax.models.packing import Layout, Span, layouts, windows
 from moe_jax.models.pretrained import Pretrained
 from moe_jax.models.tokenizer import special_ids
 
-# (done, total) in tokens; called after every batch.
+# (done, total) in tokens, those in two windows counted twice; called after every batch.
 Progress = Callable[[int, int], None]
 
 # Positions (padding included) that go through the encoder at once: on a CPU enough for its GEMMs
@@ -108,7 +108,8 @@ def sentence_embeddings(
     v = mean of the last layer's states over all tokens, special ones included; v / ||v||.
     Sentence-BERT (Reimers and Gurevych 2019) cuts texts off at its max_seq_length; here a text
     longer than the encoder's positions is read in half-overlapping windows, and v is the mean
-    of the windows' means.
+    of the windows' means. The pooling is this mean, whatever pooling a folder's own
+    sentence-transformers files ask for.
 
     Args:
       pretrained: encoder and tokenizer.

