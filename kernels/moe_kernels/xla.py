@@ -162,8 +162,8 @@ def _backward(
     per_row = jax.ShapeDtypeStruct(x_td.shape[1:], x_td.dtype), jax.ShapeDtypeStruct((), wide)
     per_expert = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), experts)
     (dx_sd, dweight_s), dexperts = run_blocks(work, plan, experts, sizes, per_row, per_expert)
-    kept_s = plan.row < plan.offset[-1]
-    dweight_s = jnp.where(kept_s, _rows(dweight_s, plan.row), 0).astype(weight_tk.dtype)
+    # Rows of dropped slots are 0: no block, or only the masked part of one, wrote them.
+    dweight_s = _rows(dweight_s, plan.row).astype(weight_tk.dtype)
     dx_td = _combine(dx_sd, plan, jnp.ones_like(weight_tk))
     return dx_td, dweight_s.reshape(weight_tk.shape), dexperts
 
