@@ -1,5 +1,6 @@
 """Small charts drawn as SVG, which takes its colours from the page and so suits light and dark."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -122,6 +123,17 @@ def nice_ticks(low: int | float, high: int | float, count: int = 4) -> list[floa
     return [i * step for i in range(start, stop + 1)]
 
 
+def tick_labels(ticks: Sequence[int | float]) -> list[str]:
+    """The ticks in as few digits as tell each from the next."""
+    steps = [abs(b - a) for a, b in itertools.pairwise(ticks)]
+    for digits in range(4, 16):
+        labels = [f"{tick:.{digits}g}" for tick in ticks]
+        errors = [abs(float(label) - tick) for label, tick in zip(labels, ticks, strict=True)]
+        if max(errors, default=0.0) <= 0.01 * min(steps, default=1.0):
+            break
+    return labels
+
+
 def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` of the points, peaks kept: the lowest and highest of each stretch."""
     if len(points) <= most:
@@ -161,8 +173,8 @@ def _axes(
         Markup(
             '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"></line>'
             '<text x="{}" y="{:.1f}" text-anchor="end" dominant-baseline="central">{}</text>'
-        ).format(_LEFT, _WIDTH - _RIGHT, y, y, _LEFT - 6, y, f"{tick:.4g}")
-        for tick, y in zip(ticks, heights, strict=True)
+        ).format(_LEFT, _WIDTH - _RIGHT, y, y, _LEFT - 6, y, label)
+        for label, y in zip(tick_labels(ticks), heights, strict=True)
     )
     foot = _HEIGHT - 4
     return lines + Markup(

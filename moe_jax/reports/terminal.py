@@ -50,7 +50,7 @@ def coloured_text(text: str, spans: Sequence[Span], names: Sequence[str], *, col
         inside = visible(text[start:end])
         if colour:
             # No space after the number: a line must not break between it and its words.
-            out.append(f" {factor}", style=_chip(factor))
+            out.append(f" {factor}:", style=_chip(factor))
             out.append(inside + " ", style=_fill(factor))
         else:
             out.append(f"[{_called(factor, names)}: {inside}]")
@@ -63,7 +63,8 @@ def legend(keys: Sequence[Key]) -> Columns:
     """The factors by number and name in their colours, side by side."""
     entries = []
     for key in keys:
-        entry = Text(f" {key.colour} ", style=_chip(key.colour))
+        entry = Text()
+        entry.append(f" {key.colour} ", style=_chip(key.colour))
         entry.append(f" {one_line(key.name)} ", style=_fill(key.colour))
         entries.append(entry)
     return Columns(entries)
@@ -93,9 +94,8 @@ def show_table(
     ]
     roomy = sum(widths) + 2 * (len(columns) - 1) <= console.width
     shown = Table(
-        title=Text(one_line(title)) if title else None,
+        title=Text(one_line(title), style="bold") if title else None,
         title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from moe_jax.reports.plots import Bar, bar_chart, line_chart, nice_ticks, thin
+from moe_jax.reports.plots import Bar, bar_chart, line_chart, nice_ticks, thin, tick_labels
 from tests.reports.reading import Page
 
 
@@ -35,6 +35,21 @@ def test_ticks_enclose_the_values(low, width):
     assert ticks[-1] >= high - slack
     assert 2 <= len(ticks) <= 9
     assert ticks == sorted(ticks)
+
+
+@pytest.mark.parametrize(
+    "ticks, labels",
+    [
+        ([0, 0.5, 1.0], ["0", "0.5", "1"]),
+        ([11.42, 11.425, 11.43], ["11.42", "11.425", "11.43"]),
+        ([0.001, 0.01, 0.1], ["0.001", "0.01", "0.1"]),
+        ([0.1 + 0.2, 0.4], ["0.3", "0.4"]),
+        ([0, 2e6], ["0", "2e+06"]),
+        ([100, 200, 300], ["100", "200", "300"]),
+    ],
+)
+def test_tick_labels_differ_and_are_short(ticks, labels):
+    assert tick_labels(ticks) == labels
 
 
 def test_thinning_keeps_the_ends_and_the_peaks():

@@ -44,9 +44,9 @@ def test_without_colours_the_factor_is_said_in_brackets():
 
 def test_with_colours_each_stretch_begins_with_its_number():
     text = coloured_text("the curd is", spans((0, 3, 0), (4, 8, 0), (9, 11, 1)), NAMES, colour=True)
-    assert text.plain == " 0the curd   1is "
+    assert text.plain == " 0:the curd   1:is "
     shown = printed(console(colour=True), text)
-    assert re.sub(r"\x1b\[[\d;]*m", "", shown).split() == ["0the", "curd", "1is"]
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown).split() == ["0:the", "curd", "1:is"]
     assert "48;2;126;254;205" in shown  # the first fill, #7efecd
 
 
@@ -78,6 +78,7 @@ def test_hostile_names_do_not_drive_the_terminal():
     shown = out.file.getvalue()
     assert "\x1b" not in shown
     assert "[bold]x[/bold] ␛[2J ␊ next" in shown
+    assert legend([Key(0, bad)]).renderables[0].plain == " 0  [bold]x[/bold] ␛[2J ␊ next "
     coloured = printed(console(colour=True, width=200), legend([Key(0, bad)]))
     assert "\x1b[2J" not in coloured
     assert "[bold]x[/bold]" in coloured
@@ -112,5 +113,5 @@ def test_a_break_never_parts_a_number_from_its_words():
     )
     for width in range(8, 30):
         shown = re.sub(r"\x1b\[[\d;]*m", "", printed(console(colour=True, width=width), text))
-        for word in ("0aaaa", "1bbbb", "2cccc"):
+        for word in ("0:aaaa", "1:bbbb", "2:cccc"):
             assert word in shown
