@@ -129,7 +129,7 @@ def _first(examples: list[Example], number: int | None, name: str, path: str) ->
     if number is not None and number > len(examples):
         part = "training" if name == "num_train" else "test"
         raise UserError(
-            f"corpus.{name}={number} is more than the {len(examples)} {part} examples of {path}"
+            f"{name}={number} is more than the {len(examples)} {part} examples of {path}"
         )
     return examples[:number]
 

@@ -50,6 +50,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 FRAGMENTS = 3  # of different labels, in each example
 MIN_WORDS, MAX_WORDS = 8, 20  # of a fragment
+NUM_TYPICAL = 2  # words typical of its label that a sentence must hold
 TEST_SHARE = 0.25  # of the items of each label
 
 # sentences of each item (a docstring or a topic) of each label
@@ -72,7 +73,7 @@ def build(*, num_train: int, num_test: int, seed: int) -> Corpus:
         if not (train[label] and test[label]):
             raise UserError(
                 f"the default corpus found too little documentation of {label!r} in "
-                f"{', '.join(SOURCES[label])}; install these with their sources, or set corpus.path"
+                f"{', '.join(SOURCES[label])}; install these, or give a path to texts"
             )
     return Corpus(
         _examples(train, num_train, random.Random(f"{seed} train")),
@@ -84,7 +85,7 @@ def build(*, num_train: int, num_test: int, seed: int) -> Corpus:
 def collect() -> Items:
     """Sentences by label and item that a reader can place.
 
-    Left out: a sentence seen before, one found under two labels, and one without any word that is
+    Left out: a sentence seen before, one found under two labels, and one with fewer than two words
     typical of its label ("Return True if it is an object of the right type.").
     """
     found: dict[str, dict[str, tuple[str, str]]] = {}  # letters of a sentence, label: (item, it)
@@ -103,7 +104,13 @@ def collect() -> Items:
         label: {
             item: kept
             for item, all_ in by_item.items()
-            if (kept := [sentence for sentence in all_ if _words(sentence) & typical[label]])
+            if (
+                kept := [
+                    sentence
+                    for sentence in all_
+                    if len(_words(sentence) & typical[label]) >= NUM_TYPICAL
+                ]
+            )
         }
         for label, by_item in items.items()
     }

@@ -101,4 +101,6 @@ def _missing(module: str) -> str:
     else:
         package = _DISTRIBUTIONS.get(top, top)
         cure = f"which is not installed; run pip install {package} (or 'moe-jax[rationale]')"
-    return f"the default corpus reads the documentation of {module}, {cure}, or set corpus.path"
+    return (
+        f"the default corpus reads the documentation of {module}, {cure}, or give a path to texts"
+    )

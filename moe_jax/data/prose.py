@@ -18,6 +18,8 @@ _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
 _QUOTED = re.compile(r"``?([^`]+)``?_{0,2}")
 _STRESSED = re.compile(r"(?<![\w*])\*{1,2}([^\s*](?:[^*]*[^\s*])?)\*{1,2}(?![\w*])")
 _CITATION = re.compile(r"\s*(\[[\w#*]+\]_?,?\s*)+(?=[\s.,;:)]|$)")
+# Without its citation "as shown in [1]_" would be no sentence: the sign "#" marks it as unclean.
+_NEEDED_CITATION = re.compile(r"\b(in|by|from|of|see|to|and|per)\s+(?=\[[\w#*]+\]_)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 _ABBREVIATION = re.compile(
     r"\b(?:e\.g|i\.e|vs|cf|al|[Ee]qs?|[Ff]igs?|[Ss]ec|[Rr]ef|pp|resp|approx|[A-Z])\.$"
@@ -89,6 +91,7 @@ def _strip_markup(text: str) -> str:
     text = _LINK.sub(r"\1", text)
     text = _QUOTED.sub(r"\1", text)
     text = _STRESSED.sub(r"\1", text)
+    text = _NEEDED_CITATION.sub(r"\1 # ", text)
     text = _CITATION.sub("", text)
     text = text.replace("“", '"').replace("”", '"').replace("‘", "'").replace("’", "'")
     return " ".join(text.split())

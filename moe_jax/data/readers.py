@@ -29,7 +29,7 @@ def read(path: Path, test_fraction: float, seed: int) -> Corpus:
     """Read a file or a folder as `load_corpus` describes."""
     path = path.expanduser()
     if not path.exists():
-        raise UserError(f"corpus.path: no such file or folder: {path}")
+        raise UserError(f"{path}: no such file or folder")
     if path.is_dir():
         if (path / "train.jsonl").exists():
             return _read_split(path)
@@ -45,7 +45,7 @@ def read(path: Path, test_fraction: float, seed: int) -> Corpus:
     if not train or (test_fraction > 0 and not test):
         raise UserError(
             f"{path}: only one distinct text, so none can be held out; add texts or set "
-            "corpus.test_fraction=0"
+            "test_fraction=0"
         )
     return Corpus(train, test, labels)
 
@@ -141,8 +141,7 @@ def _read_file(path: Path) -> Iterator[_Record]:
     if path.suffix == ".md":
         return _paragraphs(path)
     raise UserError(
-        f"corpus.path: {path} has suffix {path.suffix!r}; supported are {', '.join(SUFFIXES)} "
-        "and folders"
+        f"{path} has suffix {path.suffix!r}; supported are {', '.join(SUFFIXES)} and folders"
     )
 
 

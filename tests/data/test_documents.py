@@ -25,27 +25,36 @@ class TestItems:
         assert list(items) == list(documents.SOURCES)
         for by_item in items.values():
             assert len(by_item) >= 40
-            assert sum(map(len, by_item.values())) >= 200
+            assert sum(map(len, by_item.values())) >= 130
 
     def test_sentences_are_unique_and_long_enough(self, items):
         every = [s for by_item in items.values() for found in by_item.values() for s in found]
         assert len(set(every)) == len(every)
         assert min(len(s.split(" ")) for s in every) == documents.MIN_WORDS
 
-    def test_a_sentence_holds_a_word_more_typical_of_its_label(self, items):
-        # A reader's check on some words that must place a sentence.
-        counts = {
-            label: collections.Counter(
-                w for found in by_item.values() for s in found for w in set(s.lower().split())
-            )
-            for label, by_item in items.items()
+    def test_telling_words_are_found_under_their_label(self, items):
+        def count(label, word):
+            return sum(word in s.lower() for found in items[label].values() for s in found)
+
+        for label, word in [("email", "header"), ("linear algebra", "matri"), ("images", "image")]:
+            assert max(items, key=lambda name: count(name, word)) == label
+
+    def test_what_is_left_out(self, monkeypatch):
+        common = "This sentence is found under both of the labels here."
+        plain = "Nothing in here says which of the labels it has."
+        cats = [f"The cat purrs at {who} when it is in the house." for who in ("Ann", "Ben", "Cyd")]
+        dogs = [f"The dog barks at {who} when it is in the house." for who in ("Ann", "Ben", "Cyd")]
+        texts = {
+            "m": [
+                ("m.one", " ".join([common, plain, *cats])),
+                ("m.two", cats[0].replace("A", "a")),
+            ],
+            "n": [("n.one", " ".join([*dogs, common]))],
         }
-        for label, word in [
-            ("email", "message"),
-            ("linear algebra", "matrix"),
-            ("images", "image"),
-        ]:
-            assert max(counts, key=lambda name: counts[name][word]) == label
+        monkeypatch.setattr(documents, "SOURCES", {"cat": ("m",), "dog": ("n",)})
+        monkeypatch.setattr(documents, "documents", texts.__getitem__)
+        # cat and purrs, dog and barks are typical; the second item only repeats the first.
+        assert documents.collect() == {"cat": {"m.one": cats}, "dog": {"n.one": dogs}}
 
 
 class TestTypicalWords:
@@ -86,7 +95,7 @@ class TestSplit:
 
     def test_most_test_sentences_remain(self, items):
         for by_item in documents.split(items, 0)[1].values():
-            assert sum(map(len, by_item.values())) >= 30
+            assert sum(map(len, by_item.values())) >= 20
 
     def test_the_seed_decides(self, items):
         assert documents.split(items, 0) == documents.split(items, 0)

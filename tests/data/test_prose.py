@@ -57,6 +57,8 @@ def test_markup_is_taken_off(marked, plain):
         GOOD.replace("fox", "x by y"),  # a formula in words
         GOOD.replace("fox", "fox 1234"),
         GOOD.replace("quick", "quick- ly"),
+        GOOD[:-1] + ", as was shown in [1]_.",
+        GOOD[:-1] + "\n(see [Knuth]_).",
         "This function is deprecated, use the other one in new programs.",
     ],
 )

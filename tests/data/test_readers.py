@@ -146,9 +146,9 @@ class TestHoldOut:
     def test_more_than_there_is_is_an_error(self, tmp_path):
         path = tmp_path / "a.txt"
         path.write_text("one\ntwo\n")
-        with pytest.raises(UserError, match=r"^corpus\.num_train=9 is more than the 1 training"):
+        with pytest.raises(UserError, match=r"^num_train=9 is more than the 1 training"):
             load(path, num_train=9)
-        with pytest.raises(UserError, match=r"^corpus\.num_test=9 is more than the 1 test"):
+        with pytest.raises(UserError, match=r"^num_test=9 is more than the 1 test"):
             load(path, num_test=9)
 
 
@@ -234,7 +234,7 @@ class TestBadInput:
         assert f"{path}:1: label 'z' is not in labels.json" in error_of(path)
 
     def test_no_such_file(self, tmp_path):
-        expected = f"corpus.path: no such file or folder: {tmp_path / 'none.txt'}"
+        expected = f"{tmp_path / 'none.txt'}: no such file or folder"
         assert error_of(tmp_path / "none.txt") == expected
 
     def test_a_folder_without_texts(self, tmp_path):
