@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -26,12 +27,13 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(=.*)?$", re.DOTALL)
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Call `main(argv)` and give the exit status.
 
-    0 done; 2 a mistake that the user can mend, told in one line on stderr; 130 after Ctrl-C and
-    143 after SIGTERM. Any other exception is a fault of the program and keeps its traceback.
+    0 done; 2 a mistake that the user can mend, told in one line on stderr; 130 after Ctrl-C, 143
+    after SIGTERM, 141 if nobody reads the output any more. Any other exception is a fault of the program and keeps its traceback.
     """
     warnings.showwarning = _show_warning
     try:
         main(argv)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -41,6 +43,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has gone (`| head`); what Python still holds for it must not be flushed there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0
 
 

@@ -53,7 +53,8 @@ class Progress:
         if self._bar:
             self._bar.update(step, text)
         else:
-            print(f"step {step}/{self._steps}  {text}", file=self._stream, flush=True)
+            line = f"step {step}/{self._steps}  {text}".rstrip()
+            print(line, file=self._stream, flush=True)
 
 
 def clock(seconds: float | int) -> str:

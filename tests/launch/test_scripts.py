@@ -259,6 +259,14 @@ def test_faults_of_the_program_keep_their_traceback():
         cli.run(main, ["script"])
 
 
+def test_output_that_nobody_reads_is_no_fault():
+    run = process("--help")
+    run.stdout.close()
+    err = run.stderr.read()
+    run.stderr.close()
+    assert (run.wait(), err) == (141, "")
+
+
 def test_sigterm_leaves_a_checkpoint_that_the_same_command_goes_on_from(trained, tmp_path):
     workdir, _ = trained
     command = (

@@ -29,7 +29,12 @@ def config(**change):
 
 def leaves(model):
     flat = nnx.to_flat_state(nnx.state(model))
-    return {path: np.asarray(leaf[...]) for path, leaf in flat}
+    keys = jax.dtypes.prng_key
+    return {
+        path: np.asarray(leaf[...])
+        for path, leaf in flat
+        if not jnp.issubdtype(leaf[...].dtype, keys)
+    }
 
 
 def assert_same_models(one, other):
@@ -267,6 +272,44 @@ def test_data_that_ends_is_an_error_that_says_when(tmp_path):
 
     with pytest.raises(ValueError, match="ended after 2 batches"):
         train(Short(), config(), tmp_path)
+
+
+class WithState(toy.ToyTask):
+    """A model with a random state and running statistics of its own."""
+
+    trainable = nnx.Param
+
+    class Model(nnx.Module):
+        def __init__(self, *, rngs):
+            self.norm = nnx.BatchNorm(toy.FEATURES, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.linear = nnx.Linear(toy.FEATURES, toy.CLASSES, rngs=rngs)
+
+        def __call__(self, x, key=None):
+            x = self.norm(x, use_running_average=key is None)
+            return self.linear(self.dropout(x, deterministic=key is None))
+
+    def init(self, rngs):
+        return self.Model(rngs=rngs)
+
+    def prepare(self, model, rngs):
+        return model
+
+
+def test_a_model_with_a_random_state_of_its_own_resumes_bit_for_bit(tmp_path):
+    class Stops(StopsAt, WithState):
+        pass
+
+    settings = config(steps=12)
+    whole = train(WithState(), settings, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(Stops(step=5), settings, tmp_path / "cut")
+    resumed = train(WithState(), settings, tmp_path / "cut")
+    (count,) = (leaf for path, leaf in leaves(whole).items() if path[-1] == "count")
+    assert count == 12
+    for path, leaf in nnx.to_flat_state(nnx.state(whole)):
+        other = dict(nnx.to_flat_state(nnx.state(resumed)))[path]
+        assert (leaf[...] == other[...]).all(), path
 
 
 def test_another_config_in_the_same_folder_is_refused(unbroken):
