@@ -28,7 +28,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Call `main(argv)` and give the exit status.
 
     0 done; 2 a mistake that the user can mend, told in one line on stderr; 130 after Ctrl-C, 143
-    after SIGTERM, 141 if nobody reads the output any more. Any other exception is a fault of the program and keeps its traceback.
+    after SIGTERM, 141 if nobody reads the output any more. Any other exception is a fault of the
+    program and keeps its traceback.
     """
     warnings.showwarning = _show_warning
     try:
