@@ -27,13 +27,13 @@ lint: $(VENV)/.lint ## ruff, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=kernels $(BIN)/lint-imports
+	PYTHONPATH=.:kernels $(BIN)/lint-imports
 
 bench: $(VENV)/.rationale ## the kernel microbenchmark on this machine
 	$(BIN)/python kernels/benchmarks/layer.py --shapes=cpu
 
 lock: ## resolve the pinned versions again (needs uv on the PATH)
-	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint \
+	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint --extra parity \
 	  --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --upgrade -q; } > constraints/new.txt
 	mv constraints/new.txt constraints/python.txt
 
@@ -63,5 +63,6 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.test
-	$(PIP) install -q -c constraints/python.txt torch==2.13.0
+	$(PIP) install -q torch==2.13.0
+	$(PIP) install -q -c constraints/python.txt -e ".[parity]"
 	@touch $@

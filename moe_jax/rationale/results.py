@@ -68,7 +68,7 @@ class Assessment:
     Attributes:
       labels: names of the gold labels; empty when the corpus has none.
       methods: the model first, then the baselines; empty when there are no gold labels.
-      mapping: [e] label of each factor (one-to-one), -1 = none; empty without gold labels.
+      mapping: [e] label of each factor (one-to-one), -1 = none (all of them without gold labels).
       usage: [e] share of the test tokens that each factor took (argmax).
       monitors: collapse monitors by name (usage_perplexity, dead_factors, max_share, ...).
       rationale_scores: ERASER measures by name, in both forms (suffix _compat / _corrected).
