@@ -6,7 +6,7 @@ Flags:
   --workdir=DIR    the folder of a run that launch/train.py made
   --help           this text
 
-It prints the figures and writes them to DIR/evaluation.json.
+It prints every figure, writes them to DIR/evaluation.json and makes the report again.
 """
 
 import sys
@@ -34,8 +34,9 @@ def main(argv: Sequence[str]) -> None:
     task = config.make_task()
     model, step = restore_model_at(task, workdir)
     figures = write_evaluation(workdir, step, task.evaluate(model))
+    task.report(model, workdir)
     cli.print_figures(f"Step {step}", figures)
-    print(workdir / "evaluation.json")
+    cli.print_files(workdir)
 
 
 if __name__ == "__main__":

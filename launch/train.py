@@ -41,20 +41,21 @@ def main(argv: Sequence[str]) -> None:
     config, flags = cli.parse_with_config(argv, _FLAGS)
     workdir = Path(flags["workdir"])
     folders.claim(workdir, config)
+    task = config.make_task()
     if _finished(workdir):
         title = f"This run is finished, at step {config.train.steps}"
         figures = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     else:
-        title, figures = f"Step {config.train.steps}", _train(config, workdir)
-    cli.print_figures(title, figures)
+        title, figures = f"Step {config.train.steps}", _train(task, config, workdir)
+    if not task.show(workdir):
+        cli.print_figures(title, figures)
     cli.print_files(workdir)
 
 
-def _train(config: Any, workdir: Path) -> dict[str, float | None]:
+def _train(task: Any, config: Any, workdir: Path) -> dict[str, float | None]:
     from moe_jax.training.evaluation import final_figures, write_evaluation
     from moe_jax.training.loop import train
 
-    task = config.make_task()
     model = train(task, config.train, workdir)
     figures = final_figures(task, model, workdir, config.train.steps)
     saved = write_evaluation(workdir, config.train.steps, figures)

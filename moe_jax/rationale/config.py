@@ -43,7 +43,7 @@ class ContextConfig:
     encoder: str = DEFAULT_ENCODER
     layer: int = -1
     train_encoder: bool = False
-    windows: tuple[int, ...] = (16,)
+    windows: tuple[int, ...] = (12,)
     stride: int = 2
     pool: str = "window"
     max_tokens: int = 256
@@ -70,23 +70,29 @@ class ModelConfig:
       transform: f_k: "none", "linear" or "mlp" (one hidden layer).
       factor_dim: width of the transformed z_k; 0 = as wide as the states.
       decoder: g, that restores token states: "none", "linear" or "mlp".
+      words: weight of the token's own word in the gate's logits, beside its contextual state:
+        0 = none. It tells neighbours apart whose windows overlap.
       start: the gate before training: "kmeans" on training states, or "random".
       restarts: runs of k-means, of which the best is kept.
+      word_rounds: how often the words' evidence is estimated from the gate's own assignment of
+        the training tokens (with start="kmeans"), before training.
     """
 
     num_factors: int = 12
     k: int = 0
-    temperature: float = 0.1
+    temperature: float = 0.5
     centre: bool = True
     smoothing: str = "markov"
     width: float = 2.0
-    stay: float = 0.9
+    stay: float = 0.94
     normalise: str = "length"
     transform: str = "none"
     factor_dim: int = 0
     decoder: str = "none"
+    words: float = 0.6
     start: str = "kmeans"
-    restarts: int = 8
+    restarts: int = 3
+    word_rounds: int = 2
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,7 +186,10 @@ def _validate_model(model: ModelConfig) -> None:
     _at_least("model.factor_dim", model.factor_dim, 0)
     if model.factor_dim and model.transform == "none":
         raise UserError(f"model.factor_dim={model.factor_dim} needs model.transform=linear or mlp")
+    if not 0 <= model.words < math.inf:
+        raise UserError(f"model.words={model.words} must be a finite number of at least 0")
     _at_least("model.restarts", model.restarts, 1)
+    _at_least("model.word_rounds", model.word_rounds, 0)
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

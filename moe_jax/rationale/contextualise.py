@@ -209,20 +209,22 @@ def window_states(
       encoder: any encoder of the BERT family.
       ids: token ids without special ones [b s]; real tokens first.
       where: real tokens.
-      prefix: special tokens before a text; `suffix` those after it.
+      prefix: special tokens before a text.
+      suffix: special tokens after it.
       pad_id: id for what is masked.
       config: windows, stride, layer, pool.
 
     Returns:
       [b s d]; rubbish (finite) at padding.
     """
-    total = 0.0
     layer = _layer(config.layer, len(encoder.layers))
-    for width in config.windows:
-        total = total + _window_states(
+    scales = [
+        _window_states(
             encoder, ids, where, width, config.stride, layer, config.pool, prefix, suffix, pad_id
         )
-    return jnp.asarray(total) / len(config.windows)
+        for width in config.windows
+    ]
+    return jnp.mean(jnp.stack(scales), axis=0)
 
 
 def _window_states(

@@ -1,7 +1,9 @@
-"""Where the gate starts: spherical k-means on states, as the fixed point of a sharp gate."""
+"""Where the gate starts: k-means on the states, then what each word says about the factors."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+_PSEUDO_COUNT = 2.0  # a word seen n times weighs n / (n + 2) against the factors' own shares
 
 
 def spherical_kmeans(
@@ -45,6 +47,28 @@ def spherical_kmeans(
     return best
 
 
+def word_evidence(
+    ids: Int[np.ndarray, " t"], probs: Float[np.ndarray, "t e"], vocab_size: int
+) -> Float[np.ndarray, "v e"]:
+    r"""What seeing word v says for factor k: log p(k|v) - log p(k), from soft assignments.
+
+    p(k|v) = (sum_{t: id_t = v} pi_tk + c p(k)) / (n_v + c) with c = 2 and p(k) the mean of pi:
+    a word that was never seen says nothing (0).
+
+    Args:
+      ids: word (piece) of each token.
+      probs: pi, the probability of each factor for each token; rows sum to 1.
+      vocab_size: V.
+    """
+    prior = np.maximum(probs.mean(axis=0, dtype=np.float64), 1e-6)
+    counts = np.stack(
+        [np.bincount(ids, weights=column, minlength=vocab_size) for column in probs.T], axis=1
+    )
+    smoothed = counts + _PSEUDO_COUNT * prior
+    posterior = smoothed / (counts.sum(axis=1, keepdims=True) + _PSEUDO_COUNT)
+    return (np.log(posterior) - np.log(prior)).astype(np.float32)
+
+
 def _plus_plus(x: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     centres = [x[rng.integers(len(x))]]
     distance = np.full(len(x), np.inf)
@@ -64,7 +88,7 @@ def _means(x: np.ndarray, nearest: np.ndarray, served: np.ndarray, num: int) -> 
     one_hot = np.zeros((len(x), num), np.float32)
     one_hot[np.arange(len(x)), nearest] = 1
     sums = one_hot.T @ x
-    for k, empty in enumerate(~one_hot.any(axis=0)):
+    for k, empty in enumerate(one_hot.sum(axis=0) == 0):
         if empty:
             worst = int(served.argmin())
             sums[k], served[worst] = x[worst], np.inf

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.gating import Gate, GateConfig, Routing, gate_logits, route
 from moe_jax.rationale import smoothing
@@ -42,23 +42,27 @@ class RationaleModel(nnx.Module):
     r"""Seed 000's model on given token states.
 
         h_i      = (x_i - mean) / ||x_i - mean||           (`centre`; else h_i = x_i)
-        pi_i     = softmax(smooth(W_g h / temperature))_i
+        pi_i     = softmax(smooth(W_g h / temperature + L[word]))_i
         z_k      = sum_i a_ik h_i, normalised as configured; a = pi, or its k largest rescaled
         z~_k     = f_k(z_k)
         e_hat    = mean_e + sum_k V_k z~_k
         h_hat_i  = g(sum_k a_ik z~_k)
 
-    mean and mean_e are `Statistic`s, measured by `RationaleTask.prepare` and saved in checkpoints:
-    0 until then.
+    L[word] is the gate's weight of the token's own word: W_g on (state, one-hot word) in place of
+    the state alone. mean and mean_e are `Statistic`s, measured by `RationaleTask.prepare` and
+    saved in checkpoints: 0 until then.
 
     Args:
       config: its shape.
       d_model: width of the token states.
       d_target: width of the sentence embedding e(x).
+      vocab_size: rows of L; not used with `config.words` 0.
       rngs: `params` stream.
     """
 
-    def __init__(self, config: ModelConfig, d_model: int, d_target: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, d_model: int, d_target: int, vocab_size: int, *, rngs: nnx.Rngs
+    ):
         e, f = config.num_factors, config.factor_dim or d_model
         self.normalise, self.smoothing, self.width = (
             config.normalise,
@@ -85,19 +89,29 @@ class RationaleModel(nnx.Module):
             if config.smoothing == "markov"
             else None
         )
+        self.words_ve = nnx.Param(jnp.zeros((vocab_size, e))) if config.words else None
         self.state_mean_d = Statistic(jnp.zeros(d_model))
         self.target_mean_d = Statistic(jnp.zeros(d_target))
 
-    def __call__(self, states: Float[Array, "b s d"], where: Bool[Array, "b s"]) -> RationaleOutput:
+    def __call__(
+        self,
+        states: Float[Array, "b s d"],
+        where: Bool[Array, "b s"],
+        ids: Int[Array, "b s"] | None = None,
+    ) -> RationaleOutput:
         """Assign tokens to factors and reconstruct the sentence embedding.
 
         Args:
           states: contextual token states x [b s d]; what padding holds makes no difference.
           where: real tokens [b s], first in each row.
+          ids: the tokens' words [b s]; needed with `config.words` above 0.
+
+        Raises:
+          ValueError: the model weighs words, and got no ids.
         """
         b, s, _ = states.shape
         h = self.standardised(states, where)
-        routing = self._route(h, where)
+        routing = self._route(h, where, ids)
         probs = jnp.where(where[..., None], routing.probs.reshape(b, s, -1), 0)
         share = self._share(routing, probs)
         z = self._factors(share, h, where)
@@ -127,10 +141,19 @@ class RationaleModel(nnx.Module):
             x = unit(x - self.state_mean_d[...])
         return jnp.where(where[..., None], x, 0)
 
-    def _route(self, h: Float[Array, "b s d"], where: Bool[Array, "b s"]) -> Routing:
+    def _route(
+        self,
+        h: Float[Array, "b s d"],
+        where: Bool[Array, "b s"],
+        ids: Int[Array, "b s"] | None,
+    ) -> Routing:
         b, s, d = h.shape
         logits = gate_logits(h.reshape(b * s, d), self.gate.w_de[...]) / self.temperature
         logits = logits.reshape(b, s, -1)
+        if self.words_ve is not None:
+            if ids is None:
+                raise ValueError("ids=None, but this model weighs words: pass the token ids [b s]")
+            logits = logits + self.words_ve[...][jnp.where(where, ids, 0)]
         if self.smoothing == "gaussian":
             logits = smoothing.gaussian(logits, where, self.width)
         elif self.stay_logit is not None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from moe_jax.models.pretrained import Pretrained, load
 from moe_jax.models.tokenizer import special_ids
 from moe_jax.rationale.config import RationaleConfig
 from moe_jax.rationale.contextualise import Contextual, contextualise, pieces, window_states
-from moe_jax.rationale.initialise import spherical_kmeans
+from moe_jax.rationale.initialise import spherical_kmeans, word_evidence
 from moe_jax.rationale.model import RationaleModel, RationaleOutput
 from moe_jax.rationale.results import Assessment, TextRationale
 from moe_jax.training.task import Batch, Task
@@ -65,13 +66,14 @@ class RationaleTask(Task):
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model with random parameters; an encoder trained along starts as it was loaded."""
         width = self.pretrained.config.d_model
-        model = RationaleModel(self.config.model, width, width, rngs=rngs)
+        words = self.pretrained.config.vocab_size
+        model = RationaleModel(self.config.model, width, width, words, rngs=rngs)
         if not self.config.context.train_encoder:
             return model
         return TrainedAlong(nnx.clone(self.pretrained.model), model)
 
     def prepare(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        """Means from the training texts, and the gate's start (k-means on their states)."""
+        """Means from the training texts; the gate's start: k-means on their states, then words."""
         inner = _inner(model)
         context = self._contexts[0]
         states = np.concatenate(context.states).astype(np.float32)
@@ -89,7 +91,21 @@ class RationaleTask(Task):
                 restarts=self.config.model.restarts,
             )
             inner.gate.w_de[...] = jnp.asarray(centres.T)
+            self._weigh_words(model)
         return model
+
+    def _weigh_words(self, model: nnx.Module) -> None:
+        """The gate's weights of words, from its own assignment of the training tokens."""
+        table, config = _inner(model).words_ve, self.config.model
+        if table is None:
+            return
+        tokens = self._tokens[0][0]
+        for _ in range(config.word_rounds):
+            probs, _ = self._outputs(model, tokens, self._states(0))
+            evidence = word_evidence(
+                np.concatenate(tokens.ids), np.concatenate(probs), table[...].shape[0]
+            )
+            table[...] = jnp.asarray(config.words * evidence)
 
     def loss(
         self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs
@@ -114,12 +130,10 @@ class RationaleTask(Task):
         """Endless shuffled batches of padded texts."""
         context, tokens = self._contexts[0], self._tokens[0][0]
         length = max(1, max(len(i) for i in tokens.ids))
-        if self.config.context.train_encoder:
-            ids, where = pad_stack(tokens.ids, length)
-            arrays = {"ids": ids, "where": where, "target": context.targets}
-        else:
-            states, where = pad_stack(context.states, length)
-            arrays = {"states": states, "where": where, "target": context.targets}
+        ids, where = pad_stack(tokens.ids, length)
+        arrays = {"ids": ids, "where": where, "target": context.targets}
+        if not self.config.context.train_encoder:
+            arrays["states"] = pad_stack(context.states, length)[0]
         return batches(arrays, batch_size=self.config.batch_size, seed=self.config.train.seed)
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
@@ -146,6 +160,19 @@ class RationaleTask(Task):
             title="Which factor took which word",
             config_text=json.dumps(to_json(self.config), indent=2),
         )
+
+    def show(self, workdir: Path) -> bool:
+        """The figures beside the baselines and some coloured sentences, as `report` left them."""
+        from rich.console import Console
+
+        from moe_jax.rationale.assess import from_json
+        from moe_jax.rationale.report import print_summary
+
+        stored = workdir / "assessment.json"
+        if not stored.exists():
+            return False
+        print_summary(from_json(json.loads(stored.read_text(encoding="utf-8"))), Console())
+        return True
 
     # What a trained model says about texts
 
@@ -175,7 +202,7 @@ class RationaleTask(Task):
             self._rationales(model, part, *self._tokens[i], self._states(i))
             for part, i in zip(parts, which, strict=True)
         ]
-        states = [None, None]
+        states: list[list[np.ndarray] | None] = [None, None]
         if self.config.baselines:
             states = [_joined(self._contexts[i].states, self._tokens[i][1]) for i in which]
         result = assess(
@@ -211,7 +238,7 @@ class RationaleTask(Task):
         return pieces(tokens, self.config.context.max_tokens)
 
     def _contextualise(self, tokens: Tokenised, show: bool = False) -> Contextual:
-        progress = _Progress() if show and sys.stderr.isatty() else None
+        progress = _Progress() if show else None
         return contextualise(self.pretrained, tokens, self.config.context, progress=progress)
 
     def _states(self, part: int) -> list[np.ndarray] | None:
@@ -222,7 +249,8 @@ class RationaleTask(Task):
     def _forward(self, model: nnx.Module, batch: Mapping[str, Any]) -> RationaleOutput:
         where = jnp.asarray(batch["where"])
         if not isinstance(model, TrainedAlong):
-            return _inner(model)(jnp.asarray(batch["states"], jnp.float32), where)
+            states = jnp.asarray(batch["states"], jnp.float32)
+            return _inner(model)(states, where, jnp.asarray(batch["ids"]))
         states = window_states(
             model.encoder,
             jnp.asarray(batch["ids"]),
@@ -231,7 +259,7 @@ class RationaleTask(Task):
             pad_id=self.pretrained.config.pad_id,
             config=self.config.context,
         )
-        return model.model(states, where)
+        return model.model(states, where, jnp.asarray(batch["ids"]))
 
     def _outputs(
         self,
@@ -248,12 +276,11 @@ class RationaleTask(Task):
             ids = tokens.ids[rows]
             length = -(-max(1, max(len(i) for i in ids)) // 32) * 32
             batch: dict[str, Any] = {}
-            name, values = ("ids", ids) if states is None else ("states", states[rows])
-            fill = [np.zeros((0, *values[0].shape[1:]), values[0].dtype)] * (_ROWS - len(ids))
-            batch[name], batch["where"] = pad_stack([*values, *fill], length)
+            batch["ids"], batch["where"] = pad_stack(_filled(ids, _ROWS), length)
+            if states is not None:
+                batch["states"] = pad_stack(_filled(states[rows], _ROWS), length)[0]
             if keep is not None:
-                none = [np.zeros(0, bool)] * (_ROWS - len(ids))
-                batch["keep"] = pad_stack([*keep[rows], *none], length)[0]
+                batch["keep"] = pad_stack(_filled(keep[rows], _ROWS), length)[0]
             got = jax.device_get(self._compiled(graphdef, state, batch))
             probs += [p[: len(i)] for p, i in zip(got[0], ids, strict=False)]
             predicted.append(got[1][: len(ids)])
@@ -313,11 +340,21 @@ class RationaleTask(Task):
 
 
 class _Progress:
-    """One line on a terminal, rewritten."""
+    """Windows encoded so far: one line rewritten on a terminal, else a line every 10 seconds."""
+
+    def __init__(self) -> None:
+        self._began = self._shown = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\rencoding {done}/{total} windows", end=end, file=sys.stderr, flush=True)
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if not terminal and now - self._shown < 10:
+            return
+        self._shown = now
+        left = (now - self._began) * (total - done) / max(done, 1)
+        line = f"encoding {done:,} of {total:,} windows, {left:.0f} s left"
+        end = "" if terminal and done < total else "\n"
+        start = "\r" if terminal else ""
+        print(f"{start}{line:<60}", end=end, file=sys.stderr, flush=True)
 
 
 def _inner(model: nnx.Module) -> RationaleModel:
@@ -325,6 +362,11 @@ def _inner(model: nnx.Module) -> RationaleModel:
     if not isinstance(inner, RationaleModel):
         raise UserError(f"model is a {type(model).__name__}, not one that RationaleTask.init makes")
     return inner
+
+
+def _filled(values: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
+    """As many arrays as a batch has rows: the last ones empty."""
+    return [*values, *[values[0][:0]] * (rows - len(values))]
 
 
 def _joined(parts: Sequence[np.ndarray], owner: np.ndarray) -> list[np.ndarray]:

@@ -82,3 +82,12 @@ class Task(abc.ABC):
     def report(self, model: nnx.Module, workdir: Path) -> None:
         """Write what a person reads (report.html, plots) into `workdir`. The default: nothing."""
         del model, workdir
+
+    def show(self, workdir: Path) -> bool:
+        """Print, for a person, what `report` wrote into `workdir`.
+
+        Returns:
+          False if there is nothing to show (the default): the caller then prints the bare figures.
+        """
+        del workdir
+        return False
