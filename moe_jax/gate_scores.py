@@ -12,7 +12,7 @@ from moe_jax.gate_config import GateConfig
 
 
 def weights(
-    scaled: Float[Array, "t e"],
+    z: Float[Array, "t e"],
     probs: Float[Array, "t e"],
     expert: Int[Array, "t k"],
     present: Bool[Array, "t k"],
@@ -20,12 +20,12 @@ def weights(
 ) -> Float[Array, "t k"]:
     """Combine weights of the chosen experts, 0 where there is none.
 
-    `scaled` are the logits over the temperature, `probs` the scores of all experts.
+    `z` are the logits, `probs` the scores of all experts.
     """
     if config.score == "sparsemixer":
-        weight = _sparsemixer(scaled, expert, config)
+        weight = _sparsemixer(z, expert, config)
     elif config.score == "softmax" and config.topk_first:
-        weight = softmax(jnp.where(present, take(scaled, expert), -jnp.inf))
+        weight = softmax(jnp.where(present, take(z, expert), -jnp.inf), config.temperature)
     else:
         weight = take(probs, expert)
     weight = jnp.where(present, weight, 0)
@@ -34,6 +34,19 @@ def weights(
         # A token without experts, or whose scores all underflow, has weights 0, not 0/0.
         weight = weight / jnp.where(total > 0, total, 1)
     return weight * config.scale
+
+
+def softmax(z: Float[Array, "t n"], temperature: float) -> Float[Array, "t n"]:
+    """Softmax of z / temperature; a row of -inf gives zeros, not NaN.
+
+    The largest logit is taken off before the division. Dividing first leaves a product next to a
+    difference, which a compiler may contract to one fused multiply-add in one program and not in
+    another: an identity edit would then change the last bit.
+    """
+    top = jax.lax.stop_gradient(jnp.max(z, axis=1, keepdims=True))
+    some = top != -jnp.inf
+    below = jnp.where(some, z, 0) - jnp.where(some, top, 0)
+    return jnp.where(some, jax.nn.softmax(below / temperature, axis=1), 0)
 
 
 def _sparsemixer(
@@ -47,15 +60,9 @@ def _sparsemixer(
         gap = (best - z) / jnp.maximum(jnp.abs(z), best)
         near = jnp.where(gap > 2 * config.sparsemixer_jitter, -jnp.inf, left)
         chosen = expert[:, slot : slot + 1]
-        parts.append(take(softmax(near), chosen))
+        parts.append(take(softmax(near, config.temperature), chosen))
         left = jnp.where(jnp.arange(z.shape[1])[None] == chosen, -jnp.inf, left)
     return jnp.concatenate(parts, axis=1)
-
-
-def softmax(z: Float[Array, "t n"]) -> Float[Array, "t n"]:
-    """Softmax; a row of -inf gives zeros, not NaN."""
-    some = jnp.max(z, axis=1, keepdims=True) != -jnp.inf
-    return jnp.where(some, jax.nn.softmax(jnp.where(some, z, 0), axis=1), 0)
 
 
 def with_noise(

@@ -107,8 +107,10 @@ def route(
         edit.check(config, z.shape[0])
         edit = edit.scoped(z.shape[0])
         z = jnp.where(edit.suppress, -jnp.inf, z + edit.bias)
-    scaled = z / config.temperature
-    probs = jax.nn.sigmoid(scaled) if config.score == "sigmoid" else softmax(scaled)
+    if config.score == "sigmoid":
+        probs = jax.nn.sigmoid(z / config.temperature)
+    else:
+        probs = softmax(z, config.temperature)
 
     by_logits = config.topk_first or config.score == "sparsemixer"
     choice = jax.lax.stop_gradient(z if by_logits else probs)
@@ -121,7 +123,7 @@ def route(
         choice = jnp.where(where[:, None], choice, -jnp.inf)
     expert, present = choose_experts(choice, config, edit, where)
 
-    weight = weights(scaled, probs, expert, present, config)
+    weight = weights(z, probs, expert, present, config)
     if edit is not None:
         weight = jnp.where(jnp.isnan(edit.replay_weight), weight, edit.replay_weight)
         expert = take(edit.permute, expert)

@@ -105,7 +105,7 @@ class RoutingEdit(NamedTuple):
         cls,
         config: GateConfig,
         *,
-        tokens: Bool[Array | np.ndarray, " t"] | None = None,
+        tokens: Bool[Array | np.ndarray, " #t"] | None = None,
         suppress: Sequence[int] = (),
         exclude: Sequence[int] = (),
         zero: Sequence[int] = (),
@@ -116,8 +116,8 @@ class RoutingEdit(NamedTuple):
         rank_shift: int = 0,
         random_k: bool = False,
         seed: int = 0,
-        replay: Int[Array | np.ndarray, "t k"] | None = None,
-        replay_weight: Float[Array | np.ndarray, "t k"] | None = None,
+        replay: Int[Array | np.ndarray, "#t k"] | None = None,
+        replay_weight: Float[Array | np.ndarray, "#t k"] | None = None,
     ) -> "RoutingEdit":
         """An edit from lists of expert ids; what is not given stays as the identity has it.
 
@@ -134,7 +134,8 @@ class RoutingEdit(NamedTuple):
             rank_shift: ranks to skip, >= 0.
             random_k: draw the experts at random.
             seed: of the draw.
-            replay: recorded experts [t k]: `Routing.expert` of another run, -1 for "as routed".
+            replay: recorded experts [t k] (or [1 k], the same for all tokens), such as
+                `Routing.expert` of another run; -1 for "as routed".
             replay_weight: recorded weights [t k], NaN for "as routed".
 
         Raises:
