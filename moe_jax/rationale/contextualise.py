@@ -1,8 +1,8 @@
 """Enc(x): token states of texts, each token seen in overlapping local windows.
 
 A token state of a whole text mixes the subjects of that text; windows that are encoded alone
-look only at their own words. `window_states` is the same computation on given arrays, inside a
-model that trains its encoder along.
+look only at their own words. Here the encoder is frozen and its states are computed once;
+`windows.window_states` does the same inside a model that trains its encoder along.
 """
 
 import functools
@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import UserError
-from moe_jax.models.bert import Encoder
 from moe_jax.models.encode import Tokenised
 from moe_jax.models.pretrained import Pretrained
 from moe_jax.models.tokenizer import special_ids
 from moe_jax.rationale.config import ContextConfig
+from moe_jax.rationale.windows import layer_index, pooled, spans
 
 Progress = Callable[[int, int], None]
 _ROWS = 256  # windows that go through the encoder at once
@@ -60,50 +59,39 @@ def pieces(tokens: Tokenised, max_tokens: int) -> tuple[Tokenised, Int[np.ndarra
     return Tokenised(ids, offsets), np.asarray(owner, np.int64)
 
 
-def spans(num_tokens: int, width: int, stride: int) -> Int[np.ndarray, "n 2"]:
-    """Windows [start, stop) over a text, so that every token is in some.
-
-    Windows `width` long start every `stride` tokens, from half a window before the text to half
-    a window before its end, and are cut off at its ends: so the first and last tokens are in as
-    many windows, nearly, as the others. Width 0 is the whole text.
-    """
-    if width == 0 or num_tokens <= width // 2:
-        return np.array([[0, num_tokens]])
-    start = np.arange(-(width // 2), num_tokens - width // 2 + 1, stride)
-    both = np.stack([np.maximum(start, 0), np.minimum(start + width, num_tokens)], axis=1)
-    last = np.array([[max(0, num_tokens - width // 2 - width % 2), num_tokens]])
-    return np.unique(np.concatenate([both, last]), axis=0)
-
-
 def contextualise(
     pretrained: Pretrained,
     tokens: Tokenised,
     config: ContextConfig,
     *,
+    keys: bool = False,
     progress: Progress | None = None,
 ) -> Contextual:
     """States and sentence embeddings of tokenised texts (or pieces), computed or from the cache.
 
     x_i = mean over widths of the mean over the windows w that hold i of u_w, with u_w the mean
     of the states in w (special tokens included), at unit length (pool="window"), or of the state
-    of i in w (pool="token"). The target e(x) is the mean state of the last layer over the whole
-    text at unit length (Sentence-BERT, Reimers and Gurevych 2019).
+    of i in w (pool="token"). With `keys`, the latter follows in the same row whatever the pool is:
+    it changes more sharply from word to word, and tells segments apart. The target e(x) is the
+    mean state of the last layer over the whole text at unit length (Sentence-BERT, Reimers and
+    Gurevych 2019).
 
     Args:
       pretrained: encoder and tokenizer.
       tokens: without special tokens; none longer than the encoder's positions allow.
       config: where to look.
+      keys: give [s 2d].
       progress: called with (windows done, windows in all).
 
     Raises:
       UserError: a window is longer than the encoder's positions; a layer that isn't there; a
         cache folder that can't be used.
     """
-    layer = _layer(config.layer, pretrained.config.num_layers)
+    layer = layer_index(config.layer, pretrained.config.num_layers)
     _check_length(pretrained, tokens, config)
     file = None
     if config.cache is not None:
-        file = Path(config.cache) / f"states-{_fingerprint(pretrained, tokens, config)}.npz"
+        file = Path(config.cache) / f"states-{_fingerprint(pretrained, tokens, config, keys)}.npz"
         found = _read(file, [len(i) for i in tokens.ids])
         if found is not None:
             return found
@@ -113,7 +101,8 @@ def contextualise(
     ]
     total = sum(len(s) for _, plan in plans for s in plan) + len(tokens.ids)
     count = _Counter(total, progress)
-    states = [np.zeros((len(i), pretrained.config.d_model), np.float32) for i in tokens.ids]
+    width = pretrained.config.d_model * (2 if keys else 1)
+    states = [np.zeros((len(i), width), np.float32) for i in tokens.ids]
     for _, plan in plans:
         _add_states(pretrained, tokens.ids, plan, layer, config.pool, states, count)
     whole = [np.array([[0, len(i)]]) for i in tokens.ids]
@@ -139,8 +128,12 @@ def _add_states(
     """Add to each token's state its mean over one plan of windows."""
     held = [np.zeros((len(i), 1), np.float32) for i in ids]
     sums = [np.zeros_like(x) for x in states]
+    d = pretrained.config.d_model
     for text, start, stop, mean_d, states_sd in _encoded(pretrained, ids, plan, layer, count):
-        sums[text][start:stop] += mean_d if pool == "window" else states_sd
+        here = sums[text][start:stop]
+        here[:, :d] += mean_d if pool == "window" else states_sd
+        if here.shape[1] > d:
+            here[:, d:] += states_sd
         held[text][start:stop] += 1
     for state, total, number in zip(states, sums, held, strict=True):
         state += total / np.maximum(number, 1)
@@ -182,113 +175,7 @@ def _encoded(
 def _encode(
     graphdef: Any, state: Any, ids_bs: Array, where_bs: Array, layer: int
 ) -> tuple[Array, Array]:
-    return _pooled(nnx.merge(graphdef, state), ids_bs, where_bs, layer)
-
-
-def _pooled(encoder: Encoder, ids_bs: Array, where_bs: Array, layer: int) -> tuple[Array, Array]:
-    """Mean state of each row at unit length, and the states."""
-    states = encoder.hidden_states(ids_bs, where_bs)[layer]
-    real = where_bs[..., None]
-    mean = jnp.where(real, states, 0).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
-    return mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + 1e-12), states
-
-
-def window_states(
-    encoder: Encoder,
-    ids: Int[Array, "b s"],
-    where: Bool[Array, "b s"],
-    *,
-    prefix: tuple[int, ...],
-    suffix: tuple[int, ...],
-    pad_id: int,
-    config: ContextConfig,
-) -> Float[Array, "b s d"]:
-    """`contextualise`'s states as a differentiable function of the encoder, in one batch.
-
-    Args:
-      encoder: any encoder of the BERT family.
-      ids: token ids without special ones [b s]; real tokens first.
-      where: real tokens.
-      prefix: special tokens before a text.
-      suffix: special tokens after it.
-      pad_id: id for what is masked.
-      config: windows, stride, layer, pool.
-
-    Returns:
-      [b s d]; rubbish (finite) at padding.
-    """
-    layer = _layer(config.layer, len(encoder.layers))
-    scales = [
-        _window_states(
-            encoder, ids, where, width, config.stride, layer, config.pool, prefix, suffix, pad_id
-        )
-        for width in config.windows
-    ]
-    return jnp.mean(jnp.stack(scales), axis=0)
-
-
-def _window_states(
-    encoder: Encoder,
-    ids: Array,
-    where: Array,
-    width: int,
-    stride: int,
-    layer: int,
-    pool: str,
-    prefix: tuple[int, ...],
-    suffix: tuple[int, ...],
-    pad_id: int,
-) -> Array:
-    b, s = ids.shape
-    length_b = where.sum(axis=1)
-    if width == 0:
-        start, stop = jnp.zeros((b, 1), int), length_b[:, None]
-        ok, width = jnp.ones((b, 1), bool), s
-    else:
-        start, stop, ok = _traced_spans(length_b, s, width, stride)
-    n, w, p = start.shape[1], min(width, s), len(prefix)
-    # Rows: prefix, the tokens of the window, suffix, padding.
-    place = jnp.arange(w + p + len(suffix))
-    at = jnp.clip(start[..., None] + place - p, 0, s - 1)
-    inner = (stop - start)[..., None]
-    row = jnp.take_along_axis(ids, at.reshape(b, -1), axis=1).reshape(b, n, -1)
-    for j, token in enumerate(prefix):
-        row = jnp.where(place == j, token, row)
-    for j, token in enumerate(suffix):
-        row = jnp.where(place == p + inner + j, token, row)
-    real = (place < p + inner + len(suffix)) & ok[..., None]
-    row = jnp.where(real, row, pad_id)
-    flat = row.reshape(b * n, -1), real.reshape(b * n, -1)
-    mean, states = _pooled(encoder, *flat, layer)
-    i = jnp.arange(s)
-    holds = (i >= start[..., None]) & (i < stop[..., None]) & ok[..., None]  # [b n s]
-    count = jnp.maximum(holds.sum(axis=1), 1)[..., None]
-    if pool == "window":
-        return jnp.einsum("bns,bnd->bsd", holds.astype(mean.dtype), mean.reshape(b, n, -1)) / count
-    inside = jnp.clip(i - start[..., None] + p, 0, row.shape[-1] - 1)
-    states = states.reshape(b, n, row.shape[-1], -1)
-    own = jnp.take_along_axis(states, inside[..., None], axis=2)
-    return jnp.where(holds[..., None], own, 0).sum(axis=1) / count
-
-
-def _traced_spans(length_b: Array, s: int, width: int, stride: int) -> tuple[Array, Array, Array]:
-    """`spans` for lengths known only at run time: starts, stops [b n] and which of them exist."""
-    half = width // 2
-    first = jnp.arange(-half, max(s - half, -half) + 1, stride)[None]
-    short = (length_b <= half)[:, None]
-    start = jnp.maximum(first, 0)
-    stop = jnp.minimum(first + width, length_b[:, None])
-    ok = (first <= length_b[:, None] - half) & ~short
-    last = jnp.maximum(0, length_b - half - width % 2)[:, None]
-    last = jnp.where(short, 0, last)
-    start = jnp.concatenate([jnp.broadcast_to(start, stop.shape), last], axis=1)
-    stop = jnp.concatenate([stop, length_b[:, None]], axis=1)
-    ok = jnp.concatenate([ok, jnp.ones_like(short)], axis=1)
-    # `spans` counts equal windows once.
-    same = (start[:, :, None] == start[:, None]) & (stop[:, :, None] == stop[:, None])
-    earlier = jnp.tril(jnp.ones((start.shape[1],) * 2, bool), -1)
-    again = jnp.any(same & earlier & ok[:, None, :], axis=2)
-    return start, stop, ok & ~again
+    return pooled(nnx.merge(graphdef, state), ids_bs, where_bs, layer)
 
 
 class _Counter:
@@ -307,14 +194,6 @@ def _bucket(length: int, pretrained: Pretrained) -> int:
     return min(-(-length // step) * step, pretrained.config.max_length)
 
 
-def _layer(layer: int, num_layers: int) -> int:
-    if not -num_layers - 1 <= layer <= num_layers:
-        raise UserError(
-            f"context.layer={layer} is outside the encoder's 0 (embeddings) to {num_layers}"
-        )
-    return layer % (num_layers + 1)
-
-
 def _check_length(pretrained: Pretrained, tokens: Tokenised, config: ContextConfig) -> None:
     prefix, suffix = special_ids(pretrained.tokenizer)
     room = pretrained.config.max_length - len(prefix) - len(suffix)
@@ -326,10 +205,12 @@ def _check_length(pretrained: Pretrained, tokens: Tokenised, config: ContextConf
         )
 
 
-def _fingerprint(pretrained: Pretrained, tokens: Tokenised, config: ContextConfig) -> str:
+def _fingerprint(
+    pretrained: Pretrained, tokens: Tokenised, config: ContextConfig, keys: bool
+) -> str:
     """A name for the states that changes with whatever they depend on."""
     digest = hashlib.sha256(
-        repr((_VERSION, config.layer, config.windows, config.stride, config.pool)).encode()
+        repr((_VERSION, config.layer, config.windows, config.stride, config.pool, keys)).encode()
     )
     for leaf in jax.tree.leaves(nnx.state(pretrained.model)):
         # A few numbers of every parameter tell one encoder from another.

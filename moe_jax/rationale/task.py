@@ -4,9 +4,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -18,28 +17,18 @@ from jaxtyping import Array, Float
 from moe_jax import losses
 from moe_jax.data.batches import batches, pad_stack
 from moe_jax.data.corpus import Corpus, Example, load_corpus, token_labels
-from moe_jax.errors import UserError
-from moe_jax.models.bert import Encoder
 from moe_jax.models.encode import Tokenised, tokenise
 from moe_jax.models.pretrained import Pretrained, load
-from moe_jax.models.tokenizer import special_ids
 from moe_jax.rationale.config import RationaleConfig
-from moe_jax.rationale.contextualise import Contextual, contextualise, pieces, window_states
+from moe_jax.rationale.contextualise import Contextual, contextualise, pieces
+from moe_jax.rationale.forward import Forward, TrainedAlong, inner
 from moe_jax.rationale.initialise import spherical_kmeans, word_evidence
-from moe_jax.rationale.model import RationaleModel, RationaleOutput
+from moe_jax.rationale.model import RationaleModel
 from moe_jax.rationale.results import Assessment, TextRationale
 from moe_jax.training.task import Batch, Task
 
 _START_TOKENS = 30_000  # states that the start of the gate is found on
-_ROWS = 64  # texts at once outside training
 _NUM_SCORED = 100  # test texts whose comprehensiveness and sufficiency are measured
-
-
-class TrainedAlong(nnx.Module):
-    """The rationale model with its encoder: `context.train_encoder`."""
-
-    def __init__(self, encoder: Encoder, model: RationaleModel):
-        self.encoder, self.model = encoder, model
 
 
 class RationaleTask(Task):
@@ -57,8 +46,8 @@ class RationaleTask(Task):
         config.validate()
         self.config = config
         self.pretrained = pretrained or load(config.context.encoder)
-        prefix, suffix = special_ids(self.pretrained.tokenizer)
-        self._special = {"prefix": tuple(prefix), "suffix": tuple(suffix)}
+        self._forward = Forward(config, self.pretrained)
+        self._keys = config.model.segments > 0
         self._last: tuple[nnx.Module, Assessment] | None = None
 
     # Task
@@ -74,34 +63,48 @@ class RationaleTask(Task):
 
     def prepare(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         """Means from the training texts; the gate's start: k-means on their states, then words."""
-        inner = _inner(model)
+        mine = inner(model)
         context = self._contexts[0]
-        states = np.concatenate(context.states).astype(np.float32)
-        inner.state_mean_d[...] = jnp.asarray(states.mean(axis=0, dtype=np.float64), jnp.float32)
-        inner.target_mean_d[...] = jnp.asarray(context.targets.mean(axis=0))
+        tokens = max(1, sum(len(x) for x in context.states))
+        mean = sum(x.sum(axis=0, dtype=np.float64) for x in context.states) / tokens
+        parts = np.split(np.asarray(mean, np.float32), 2 if self._keys else 1)
+        mine.state_mean_d[...] = jnp.asarray(parts[0])
+        if mine.key_mean_d is not None:
+            mine.key_mean_d[...] = jnp.asarray(parts[1])
+        mine.target_mean_d[...] = jnp.asarray(context.targets.mean(axis=0))
         if self.config.model.start == "kmeans":
             seed = int(jax.random.bits(rngs.params(), (), jnp.uint32))
-            rows = np.random.default_rng(seed).permutation(len(states))[:_START_TOKENS]
-            x = jnp.asarray(states[np.sort(rows)])[None]
-            h = inner.standardised(x, jnp.ones(x.shape[:2], bool))[0]
             centres = spherical_kmeans(
-                np.asarray(h),
+                self._drawn_states(model, seed),
                 self.config.model.num_factors,
                 seed=seed,
                 restarts=self.config.model.restarts,
             )
-            inner.gate.w_de[...] = jnp.asarray(centres.T)
+            mine.gate.w_de[...] = jnp.asarray(centres.T)
             self._weigh_words(model)
         return model
 
+    def _drawn_states(self, model: nnx.Module, seed: int) -> np.ndarray:
+        """H of random training texts, at least _START_TOKENS tokens of them if there are."""
+        tokens, states = self._tokens[0][0], self._states(0)
+        chosen: list[int] = []
+        left = _START_TOKENS
+        for text in np.random.default_rng(seed).permutation(len(tokens.ids)):
+            if left <= 0:
+                break
+            chosen.append(int(text))
+            left -= len(tokens.ids[text])
+        some = None if states is None else [states[i] for i in chosen]
+        return np.concatenate(self._forward.states(model, [tokens.ids[i] for i in chosen], some))
+
     def _weigh_words(self, model: nnx.Module) -> None:
         """The gate's weights of words, from its own assignment of the training tokens."""
-        table, config = _inner(model).words_ve, self.config.model
+        table, config = inner(model).words_ve, self.config.model
         if table is None:
             return
         tokens = self._tokens[0][0]
         for _ in range(config.word_rounds):
-            probs, _ = self._outputs(model, tokens, self._states(0))
+            probs = self._forward.probabilities(model, tokens.ids, self._states(0))
             evidence = word_evidence(
                 np.concatenate(tokens.ids), np.concatenate(probs), table[...].shape[0]
             )
@@ -190,21 +193,37 @@ class RationaleTask(Task):
         states = None if self.config.context.train_encoder else self._contextualise(tokens).states
         return self._rationales(model, examples, tokens, owner, states)
 
+    def corpus_rationales(
+        self, model: nnx.Module
+    ) -> tuple[list[TextRationale], list[TextRationale]]:
+        """The same of the corpus: its training part and its test part."""
+        train, test = (
+            self._rationales(model, part, *self._tokens[i], self._states(i))
+            for i, part in enumerate(self.corpus[:2])
+        )
+        return train, test
+
+    def encode(self) -> None:
+        """Compute the states of the corpus now, which otherwise happens when they are needed."""
+        if not self.config.context.train_encoder or self.config.baselines:
+            _ = self._contexts
+
     def assessment(self, model: nnx.Module) -> Assessment:
         """Everything measured on the test part (on the training part if there is none)."""
         from moe_jax.rationale.assess import assess
 
         if self._last is not None and self._last[0] is model:
             return self._last[1]
-        parts = [self.corpus.train, self.corpus.test or self.corpus.train]
         which = [0, 1 if self.corpus.test else 0]
-        found = [
-            self._rationales(model, part, *self._tokens[i], self._states(i))
-            for part, i in zip(parts, which, strict=True)
-        ]
+        parts = self.corpus_rationales(model)
+        found = [parts[i] for i in which]
         states: list[list[np.ndarray] | None] = [None, None]
         if self.config.baselines:
-            states = [_joined(self._contexts[i].states, self._tokens[i][1]) for i in which]
+            width = self.pretrained.config.d_model  # without the keys that may follow
+            states = [
+                _joined([x[:, :width] for x in self._contexts[i].states], self._tokens[i][1])
+                for i in which
+            ]
         result = assess(
             found[0],
             found[1],
@@ -239,64 +258,12 @@ class RationaleTask(Task):
 
     def _contextualise(self, tokens: Tokenised, show: bool = False) -> Contextual:
         progress = _Progress() if show else None
-        return contextualise(self.pretrained, tokens, self.config.context, progress=progress)
+        return contextualise(
+            self.pretrained, tokens, self.config.context, keys=self._keys, progress=progress
+        )
 
     def _states(self, part: int) -> list[np.ndarray] | None:
         return None if self.config.context.train_encoder else self._contexts[part].states
-
-    # Forward
-
-    def _forward(self, model: nnx.Module, batch: Mapping[str, Any]) -> RationaleOutput:
-        where = jnp.asarray(batch["where"])
-        if not isinstance(model, TrainedAlong):
-            states = jnp.asarray(batch["states"], jnp.float32)
-            return _inner(model)(states, where, jnp.asarray(batch["ids"]))
-        states = window_states(
-            model.encoder,
-            jnp.asarray(batch["ids"]),
-            where,
-            **self._special,
-            pad_id=self.pretrained.config.pad_id,
-            config=self.config.context,
-        )
-        return model.model(states, where, jnp.asarray(batch["ids"]))
-
-    def _outputs(
-        self,
-        model: nnx.Module,
-        tokens: Tokenised,
-        states: Sequence[np.ndarray] | None,
-        keep: Sequence[np.ndarray] | None = None,
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Probabilities [s e] of each piece and e_hat [b d]; `keep` hides tokens from factors."""
-        graphdef, state = nnx.split(model)
-        probs, predicted = [], []
-        for first in range(0, len(tokens.ids), _ROWS):
-            rows = slice(first, first + _ROWS)
-            ids = tokens.ids[rows]
-            length = -(-max(1, max(len(i) for i in ids)) // 32) * 32
-            batch: dict[str, Any] = {}
-            batch["ids"], batch["where"] = pad_stack(_filled(ids, _ROWS), length)
-            if states is not None:
-                batch["states"] = pad_stack(_filled(states[rows], _ROWS), length)[0]
-            if keep is not None:
-                batch["keep"] = pad_stack(_filled(keep[rows], _ROWS), length)[0]
-            got = jax.device_get(self._compiled(graphdef, state, batch))
-            probs += [p[: len(i)] for p, i in zip(got[0], ids, strict=False)]
-            predicted.append(got[1][: len(ids)])
-        return probs, np.concatenate(predicted)
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        def run(graphdef: Any, state: Any, batch: Any) -> tuple[Array, Array]:
-            model = nnx.merge(graphdef, state)
-            out = self._forward(model, batch)
-            predicted = out.predicted
-            if "keep" in batch:
-                predicted = _inner(model).reconstruct(out, batch["keep"])
-            return out.probs, predicted
-
-        return jax.jit(run, static_argnums=0)
 
     def _rationales(
         self,
@@ -308,7 +275,7 @@ class RationaleTask(Task):
     ) -> list[TextRationale]:
         if not examples:
             return []
-        probs, _ = self._outputs(model, tokens, states)
+        probs = self._forward.probabilities(model, tokens.ids, states)
         joined = zip(_joined(tokens.offsets, owner), _joined(probs, owner), strict=True)
         return [
             TextRationale(
@@ -330,7 +297,7 @@ class RationaleTask(Task):
             ends = np.cumsum([len(some.ids[i]) for i in np.flatnonzero(owner[:count] == text)])
             keep += np.split(mask, ends[:-1])
         states = None if self.config.context.train_encoder else context.states[:count]
-        _, predicted = self._outputs(model, some, states, keep)
+        predicted = self._forward.predicted(model, some.ids, states, keep)
         target = context.targets[:count]
         cosine = (predicted * target).sum(axis=1) / np.maximum(
             np.linalg.norm(predicted, axis=1) * np.linalg.norm(target, axis=1), 1e-9
@@ -355,18 +322,6 @@ class _Progress:
         end = "" if terminal and done < total else "\n"
         start = "\r" if terminal else ""
         print(f"{start}{line:<60}", end=end, file=sys.stderr, flush=True)
-
-
-def _inner(model: nnx.Module) -> RationaleModel:
-    inner = model.model if isinstance(model, TrainedAlong) else model
-    if not isinstance(inner, RationaleModel):
-        raise UserError(f"model is a {type(model).__name__}, not one that RationaleTask.init makes")
-    return inner
-
-
-def _filled(values: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """As many arrays as a batch has rows: the last ones empty."""
-    return [*values, *[values[0][:0]] * (rows - len(values))]
 
 
 def _joined(parts: Sequence[np.ndarray], owner: np.ndarray) -> list[np.ndarray]:
