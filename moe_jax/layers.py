@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
-from moe_kernels import ACTIVATIONS, moe_ffn
+from moe_kernels import ACTIVATIONS, BACKENDS, moe_ffn
 
 from moe_jax.errors import UserError
 from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit
@@ -105,11 +105,13 @@ class MoE(nnx.Module):
             rngs: of the initialisation.
 
         Raises:
-            UserError: a size below 1, an unknown activation, a shared gate without a shared
-                expert, or a gate config that is not valid.
+            UserError: a size below 1, an unknown activation or backend, a shared gate without a
+                shared expert, or a gate config that is not valid.
         """
         _check_sizes(d_model=d_model, d_expert=d_expert)
         _check_activation(activation)
+        if backend is not None and backend not in BACKENDS:
+            raise UserError(f"backend={backend} is unknown: use one of {', '.join(BACKENDS)}")
         if shared_gate and d_shared is None:
             raise UserError("shared_gate=True needs d_shared, the width of the shared expert")
         self.activation = activation
@@ -157,7 +159,13 @@ class MoE(nnx.Module):
 
         Returns:
             y [... d] in the dtype of x, and the routing over t tokens.
+
+        Raises:
+            ValueError: x has another width, noise without a key, or an edit of other shapes.
         """
+        d_model = self.w_in_edf.shape[1]
+        if x.shape[-1] != d_model:
+            raise ValueError(f"x has width {x.shape[-1]}, the layer has d_model={d_model}")
         x_td = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         routing = self.gate(
             x_td,

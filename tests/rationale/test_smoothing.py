@@ -24,6 +24,14 @@ def _transition(e, stay):
     return np.where(np.eye(e, dtype=bool), stay, (1 - stay) / (e - 1))
 
 
+def _markov(logits, where, stay):
+    return smoothing.markov(jnp.asarray(logits), jnp.asarray(where), jnp.asarray(stay))
+
+
+def _gaussian(logits, where, width):
+    return smoothing.gaussian(jnp.asarray(logits), jnp.asarray(where), width)
+
+
 def _forward_backward(evidence, stay):
     """[s e] posterior of one chain, in probabilities."""
     s, e = evidence.shape
@@ -57,7 +65,7 @@ def _enumerated(evidence, stay):
 @pytest.mark.parametrize("stay", [0.5, 0.94])
 def test_markov_is_the_forward_backward_posterior(stay):
     logits, where = _logits(3, 9, 4), _where([9, 5, 1], 9)
-    got = np.exp(np.asarray(smoothing.markov(logits, where, jnp.asarray(stay))))
+    got = np.exp(np.asarray(_markov(logits, where, stay)))
     for row, length in enumerate([9, 5, 1]):
         want = _forward_backward(np.exp(logits[row, :length].astype(np.float64)), stay)
         np.testing.assert_allclose(got[row, :length], want, atol=2e-6)
@@ -66,25 +74,25 @@ def test_markov_is_the_forward_backward_posterior(stay):
 @pytest.mark.parametrize("e", [2, 3])
 def test_markov_is_the_sum_over_all_paths(e):
     logits, stay = _logits(1, 5, e, seed=3), 0.8
-    got = smoothing.markov(logits, np.ones((1, 5), bool), jnp.asarray(stay))
+    got = _markov(logits, np.ones((1, 5), bool), stay)
     want = _enumerated(np.exp(logits[0].astype(np.float64)), stay)
     np.testing.assert_allclose(np.exp(np.asarray(got)[0]), want, atol=2e-6)
 
 
 def test_markov_that_forgets_is_a_softmax():
     logits = _logits(2, 6, 4)
-    got = smoothing.markov(logits, np.ones((2, 6), bool), jnp.asarray(0.25))
+    got = _markov(logits, np.ones((2, 6), bool), 0.25)
     np.testing.assert_allclose(got, jax.nn.log_softmax(logits), atol=2e-5)
 
 
 def test_markov_lets_a_doubtful_token_follow_its_neighbours():
     logits = np.array([[[4, 0], [-0.2, 0], [4, 0]]], np.float32)
-    got = smoothing.markov(logits, np.ones((1, 3), bool), jnp.asarray(0.9))
+    got = _markov(logits, np.ones((1, 3), bool), 0.9)
     assert (np.asarray(got).argmax(axis=-1) == 0).all()
 
 
 def test_markov_of_one_factor_is_certain():
-    got = smoothing.markov(_logits(2, 4, 1), _where([4, 2], 4), jnp.asarray(0.9))
+    got = _markov(_logits(2, 4, 1), _where([4, 2], 4), 0.9)
     np.testing.assert_array_equal(got, np.zeros((2, 4, 1), np.float32))
 
 
@@ -102,7 +110,7 @@ def test_markov_gradient_of_stay_is_the_difference_quotient():
     logits = _logits(1, 6, 3)
 
     def first(stay):
-        return smoothing.markov(logits, np.ones((1, 6), bool), stay)[0, 2, 1]
+        return _markov(logits, np.ones((1, 6), bool), stay)[0, 2, 1]
 
     def exact(stay):
         return np.log(_forward_backward(np.exp(logits[0].astype(np.float64)), stay)[2, 1])
@@ -114,7 +122,7 @@ def test_markov_gradient_of_stay_is_the_difference_quotient():
 @pytest.mark.parametrize("width", [0.5, 2.0])
 def test_gaussian_is_the_weighted_mean(width):
     logits, lengths = _logits(2, 7, 3), [7, 4]
-    got = np.asarray(smoothing.gaussian(logits, _where(lengths, 7), width))
+    got = np.asarray(_gaussian(logits, _where(lengths, 7), width))
     for b, length in enumerate(lengths):
         for i in range(length):
             weights = [np.exp(-((i - j) ** 2) / (2 * width**2)) for j in range(length)]
@@ -126,8 +134,8 @@ def test_gaussian_is_the_weighted_mean(width):
 def test_padding_is_invisible(name):
     def run(logits, where):
         if name == "gaussian":
-            return np.asarray(smoothing.gaussian(logits, where, 1.5))
-        return np.asarray(smoothing.markov(logits, where, jnp.asarray(0.9)))
+            return np.asarray(_gaussian(logits, where, 1.5))
+        return np.asarray(_markov(logits, where, 0.9))
 
     logits = _logits(1, 5, 3)
     plain = run(logits, np.ones((1, 5), bool))
