@@ -60,9 +60,6 @@ class ModelConfig:
         probabilities brought to the sum 1 (sparse).
       temperature: divides the logits W_g h of the gate.
       centre: subtract the training tokens' mean state and bring states to unit length.
-      segments: average states within stretches of one subject, over all ways to cut the text
-        (segments.py): how surely the best cut wins; 0 = don't.
-      segment_cost: the cost of one more stretch, in tokens that lie unlike the rest.
       smoothing: how the gate sees its neighbours: "none"; "gaussian" = logits averaged over
         neighbours; "markov" = a chain that keeps its factor from token to token with
         probability `stay`.
@@ -85,8 +82,6 @@ class ModelConfig:
     k: int = 0
     temperature: float = 0.5
     centre: bool = True
-    segments: float = 0.0
-    segment_cost: float = 2.5
     smoothing: str = "markov"
     width: float = 2.0
     stay: float = 0.94
@@ -96,7 +91,7 @@ class ModelConfig:
     decoder: str = "none"
     words: float = 0.6
     start: str = "kmeans"
-    restarts: int = 3
+    restarts: int = 16
     word_rounds: int = 2
 
 
@@ -181,10 +176,6 @@ def _validate_model(model: ModelConfig) -> None:
         value = getattr(model, name)
         if not 0 < value < math.inf:
             raise UserError(f"model.{name}={value} must be a finite number above 0")
-    for name in ("segments", "segment_cost"):
-        value = getattr(model, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"model.{name}={value} must be a finite number of at least 0")
     if not 0 < model.stay < 1:
         raise UserError(f"model.stay={model.stay} must be between 0 and 1")
     _one_of("model.smoothing", model.smoothing, SMOOTHINGS)

@@ -64,23 +64,19 @@ def contextualise(
     tokens: Tokenised,
     config: ContextConfig,
     *,
-    keys: bool = False,
     progress: Progress | None = None,
 ) -> Contextual:
     """States and sentence embeddings of tokenised texts (or pieces), computed or from the cache.
 
     x_i = mean over widths of the mean over the windows w that hold i of u_w, with u_w the mean
     of the states in w (special tokens included), at unit length (pool="window"), or of the state
-    of i in w (pool="token"). With `keys`, the latter follows in the same row whatever the pool is:
-    it changes more sharply from word to word, and tells segments apart. The target e(x) is the
-    mean state of the last layer over the whole text at unit length (Sentence-BERT, Reimers and
-    Gurevych 2019).
+    of i in w (pool="token"). The target e(x) is the mean state of the last layer over the
+    whole text at unit length (Sentence-BERT, Reimers and Gurevych 2019).
 
     Args:
       pretrained: encoder and tokenizer.
       tokens: without special tokens; none longer than the encoder's positions allow.
       config: where to look.
-      keys: give [s 2d].
       progress: called with (windows done, windows in all).
 
     Raises:
@@ -91,7 +87,7 @@ def contextualise(
     _check_length(pretrained, tokens, config)
     file = None
     if config.cache is not None:
-        file = Path(config.cache) / f"states-{_fingerprint(pretrained, tokens, config, keys)}.npz"
+        file = Path(config.cache) / f"states-{_fingerprint(pretrained, tokens, config)}.npz"
         found = _read(file, [len(i) for i in tokens.ids])
         if found is not None:
             return found
@@ -101,12 +97,12 @@ def contextualise(
     ]
     total = sum(len(s) for _, plan in plans for s in plan) + len(tokens.ids)
     count = _Counter(total, progress)
-    width = pretrained.config.d_model * (2 if keys else 1)
-    states = [np.zeros((len(i), width), np.float32) for i in tokens.ids]
+    d_model = pretrained.config.d_model
+    states = [np.zeros((len(i), d_model), np.float32) for i in tokens.ids]
     for _, plan in plans:
         _add_states(pretrained, tokens.ids, plan, layer, config.pool, states, count)
     whole = [np.array([[0, len(i)]]) for i in tokens.ids]
-    targets = np.zeros((len(tokens.ids), pretrained.config.d_model), np.float32)
+    targets = np.zeros((len(tokens.ids), d_model), np.float32)
     last = pretrained.config.num_layers
     for text, _, _, mean_d, _ in _encoded(pretrained, tokens.ids, whole, last, count):
         targets[text] = mean_d
@@ -128,12 +124,8 @@ def _add_states(
     """Add to each token's state its mean over one plan of windows."""
     held = [np.zeros((len(i), 1), np.float32) for i in ids]
     sums = [np.zeros_like(x) for x in states]
-    d = pretrained.config.d_model
     for text, start, stop, mean_d, states_sd in _encoded(pretrained, ids, plan, layer, count):
-        here = sums[text][start:stop]
-        here[:, :d] += mean_d if pool == "window" else states_sd
-        if here.shape[1] > d:
-            here[:, d:] += states_sd
+        sums[text][start:stop] += mean_d if pool == "window" else states_sd
         held[text][start:stop] += 1
     for state, total, number in zip(states, sums, held, strict=True):
         state += total / np.maximum(number, 1)
@@ -205,12 +197,10 @@ def _check_length(pretrained: Pretrained, tokens: Tokenised, config: ContextConf
         )
 
 
-def _fingerprint(
-    pretrained: Pretrained, tokens: Tokenised, config: ContextConfig, keys: bool
-) -> str:
+def _fingerprint(pretrained: Pretrained, tokens: Tokenised, config: ContextConfig) -> str:
     """A name for the states that changes with whatever they depend on."""
     digest = hashlib.sha256(
-        repr((_VERSION, config.layer, config.windows, config.stride, config.pool, keys)).encode()
+        repr((_VERSION, config.layer, config.windows, config.stride, config.pool)).encode()
     )
     for leaf in jax.tree.leaves(nnx.state(pretrained.model)):
         # A few numbers of every parameter tell one encoder from another.
@@ -223,7 +213,8 @@ def _fingerprint(
 def _read(file: Path, lengths: list[int]) -> Contextual | None:
     """What a cache file holds; None if there is none or it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as data:
+        # Opened here, because np.load leaves a file that is no zip open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             states, targets = data["states"], data["targets"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -51,7 +51,6 @@ class Forward:
 
     def __init__(self, config: RationaleConfig, pretrained: Pretrained):
         self._context, self._pad_id = config.context, pretrained.config.pad_id
-        self._keys = config.model.segments > 0
         self._prefix, self._suffix = map(tuple, special_ids(pretrained.tokenizer))
 
     def __call__(self, model: nnx.Module, batch: Mapping[str, Any]) -> RationaleOutput:
@@ -69,7 +68,6 @@ class Forward:
             suffix=self._suffix,
             pad_id=self._pad_id,
             config=self._context,
-            keys=self._keys,
         )
         return model.model(states, where, ids)
 

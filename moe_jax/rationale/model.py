@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.gating import Gate, GateConfig, Routing, gate_logits, route
-from moe_jax.rationale import segments, smoothing
+from moe_jax.rationale import smoothing
 from moe_jax.rationale.config import ModelConfig
 
 _EPS = 1e-6
@@ -41,8 +41,7 @@ class RationaleOutput(NamedTuple):
 class RationaleModel(nnx.Module):
     r"""Seed 000's model on given token states.
 
-        x'       = segments.pool(x)                        (`segments` > 0; else x' = x)
-        h_i      = (x'_i - mean) / ||x'_i - mean||         (`centre`; else h_i = x'_i)
+        h_i      = (x_i - mean) / ||x_i - mean||           (`centre`; else h_i = x_i)
         pi_i     = softmax(smooth(W_g h / temperature + L[word]))_i
         z_k      = sum_i a_ik h_i, normalised as configured; a = pi, or its k largest rescaled
         z~_k     = f_k(z_k)
@@ -71,7 +70,6 @@ class RationaleModel(nnx.Module):
             config.width,
         )
         self.centre, self.temperature = config.centre, config.temperature
-        self.segments, self.segment_cost = config.segments, config.segment_cost
         sparse = 0 < config.k < e
         self.gate = Gate(
             d_model,
@@ -93,7 +91,6 @@ class RationaleModel(nnx.Module):
         )
         self.words_ve = nnx.Param(jnp.zeros((vocab_size, e))) if config.words else None
         self.state_mean_d = Statistic(jnp.zeros(d_model))
-        self.key_mean_d = Statistic(jnp.zeros(d_model)) if config.segments else None
         self.target_mean_d = Statistic(jnp.zeros(d_target))
 
     def __call__(
@@ -105,8 +102,7 @@ class RationaleModel(nnx.Module):
         """Assign tokens to factors and reconstruct the sentence embedding.
 
         Args:
-          states: contextual token states x (with keys: see the class) [b s d]; what padding
-            holds makes no difference.
+          states: contextual token states x [b s d]; what padding holds makes no difference.
           where: real tokens [b s], first in each row.
           ids: the tokens' words [b s]; needed with `config.words` above 0.
 
@@ -139,14 +135,10 @@ class RationaleModel(nnx.Module):
     def standardised(
         self, states: Float[Array, "b s d"], where: Bool[Array, "b s"]
     ) -> Float[Array, "b s h"]:
-        """h: pooled, minus the training mean, at unit length (as configured); padding 0."""
+        """h: minus the training mean, at unit length (as configured); padding 0."""
         x = jnp.where(where[..., None], states.astype(jnp.float32), 0)
-        if self.key_mean_d is not None:
-            x, keys = jnp.split(x, 2, axis=-1)
-            keys = unit(keys - self.key_mean_d[...])
-            x = segments.pool(x, keys, where, sharpness=self.segments, cost=self.segment_cost)
         if self.centre:
-            x = unit(x - self.state_mean_d[...])
+            x = unit(x - self.state_mean_d[...][None, None])
         return jnp.where(where[..., None], x, 0)
 
     def _route(
@@ -182,7 +174,7 @@ class RationaleModel(nnx.Module):
         return jnp.einsum("tk,tke->te", routing.weight, one_hot).reshape(probs.shape)
 
     def _predicted(self, z: Float[Array, "b e f"]) -> Float[Array, "b d"]:
-        return self.target_mean_d[...] + jnp.einsum("bef,efd->bd", z, self.v_efd[...])
+        return self.target_mean_d[...][None] + jnp.einsum("bef,efd->bd", z, self.v_efd[...])
 
     def _factors(
         self, share: Float[Array, "b s e"], h: Float[Array, "b s d"], where: Bool[Array, "b s"]
@@ -218,8 +210,8 @@ class Transform(nnx.Module):
         x = jnp.einsum("bed,edf->bef", z, self.a_edf[...])
         if self.a_ef is None or self.b_eff is None or self.b_ef is None:
             return x
-        x = jax.nn.gelu(x + self.a_ef[...])
-        return jnp.einsum("bef,efg->beg", x, self.b_eff[...]) + self.b_ef[...]
+        x = jax.nn.gelu(x + self.a_ef[...][None])
+        return jnp.einsum("bef,efg->beg", x, self.b_eff[...]) + self.b_ef[...][None]
 
 
 class Decoder(nnx.Module):

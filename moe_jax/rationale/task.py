@@ -47,7 +47,6 @@ class RationaleTask(Task):
         self.config = config
         self.pretrained = pretrained or load(config.context.encoder)
         self._forward = Forward(config, self.pretrained)
-        self._keys = config.model.segments > 0
         self._last: tuple[nnx.Module, Assessment] | None = None
 
     # Task
@@ -67,10 +66,7 @@ class RationaleTask(Task):
         context = self._contexts[0]
         tokens = max(1, sum(len(x) for x in context.states))
         mean = sum(x.sum(axis=0, dtype=np.float64) for x in context.states) / tokens
-        parts = np.split(np.asarray(mean, np.float32), 2 if self._keys else 1)
-        mine.state_mean_d[...] = jnp.asarray(parts[0])
-        if mine.key_mean_d is not None:
-            mine.key_mean_d[...] = jnp.asarray(parts[1])
+        mine.state_mean_d[...] = jnp.asarray(mean, jnp.float32)
         mine.target_mean_d[...] = jnp.asarray(context.targets.mean(axis=0))
         if self.config.model.start == "kmeans":
             seed = int(jax.random.bits(rngs.params(), (), jnp.uint32))
@@ -219,11 +215,7 @@ class RationaleTask(Task):
         found = [parts[i] for i in which]
         states: list[list[np.ndarray] | None] = [None, None]
         if self.config.baselines:
-            width = self.pretrained.config.d_model  # without the keys that may follow
-            states = [
-                _joined([x[:, :width] for x in self._contexts[i].states], self._tokens[i][1])
-                for i in which
-            ]
+            states = [_joined(self._contexts[i].states, self._tokens[i][1]) for i in which]
         result = assess(
             found[0],
             found[1],
@@ -258,9 +250,7 @@ class RationaleTask(Task):
 
     def _contextualise(self, tokens: Tokenised, show: bool = False) -> Contextual:
         progress = _Progress() if show else None
-        return contextualise(
-            self.pretrained, tokens, self.config.context, keys=self._keys, progress=progress
-        )
+        return contextualise(self.pretrained, tokens, self.config.context, progress=progress)
 
     def _states(self, part: int) -> list[np.ndarray] | None:
         return None if self.config.context.train_encoder else self._contexts[part].states

@@ -53,7 +53,6 @@ def window_states(
     suffix: tuple[int, ...],
     pad_id: int,
     config: ContextConfig,
-    keys: bool = False,
 ) -> Float[Array, "b s d"]:
     """`contextualise`'s states as a differentiable function of the encoder, in one batch.
 
@@ -65,7 +64,6 @@ def window_states(
       suffix: special tokens after it.
       pad_id: id for what is masked.
       config: windows, stride, layer, pool.
-      keys: give [b s 2d], as there.
 
     Returns:
       [b s d]; 0 at padding.
@@ -80,7 +78,6 @@ def window_states(
             config.stride,
             layer,
             config.pool,
-            keys,
             (prefix, suffix, pad_id),
         )
         for width in config.windows
@@ -96,7 +93,6 @@ def _window_states(
     stride: int,
     layer: int,
     pool: str,
-    keys: bool,
     special: tuple[tuple[int, ...], tuple[int, ...], int],
 ) -> Array:
     b, s = ids.shape
@@ -110,15 +106,13 @@ def _window_states(
     b, n, r = rows.shape
     mean, states = pooled(encoder, rows.reshape(b * n, r), real.reshape(b * n, r), layer)
     mean, states = mean.reshape(b, n, 1, -1), states.reshape(b, n, r, -1)
-    own = [jnp.broadcast_to(mean, states.shape) if pool == "window" else states]
-    if keys:
-        own.append(states)
+    own = jnp.broadcast_to(mean, states.shape) if pool == "window" else states
     # Places that are no token of the text (special tokens, padding) add to a place past its end.
     place = jnp.where(at < 0, s, at)
     batch = jnp.arange(b)[:, None, None]
     held = jnp.zeros((b, s + 1)).at[batch, place].add(1.0)[:, :s, None]
-    sums = [jnp.zeros((b, s + 1, x.shape[-1])).at[batch, place].add(x)[:, :s] for x in own]
-    return jnp.concatenate(sums, axis=-1) / jnp.maximum(held, 1)
+    total = jnp.zeros((b, s + 1, own.shape[-1])).at[batch, place].add(own)[:, :s]
+    return total / jnp.maximum(held, 1)
 
 
 def _rows(
@@ -134,10 +128,10 @@ def _rows(
     """
     prefix, suffix, pad_id = special
     s = ids.shape[1]
-    position = jnp.arange(len(prefix) + width + len(suffix))
+    position = jnp.arange(len(prefix) + width + len(suffix))[None, None]
     inner = (stop - start)[..., None]
     at = start[..., None] + position - len(prefix)
-    row = jnp.take_along_axis(ids[:, None], jnp.clip(at, 0, s - 1), axis=2)
+    row = jax.vmap(lambda i, j: i[j])(ids, jnp.clip(at, 0, s - 1))
     for j, special_id in enumerate(prefix):
         row = jnp.where(position == j, special_id, row)
     for j, special_id in enumerate(suffix):
@@ -163,6 +157,6 @@ def _traced_spans(length_b: Array, s: int, width: int, stride: int) -> tuple[Arr
     ok = jnp.concatenate([ok, jnp.ones_like(short)], axis=1)
     # `spans` counts equal windows once.
     same = (start[:, :, None] == start[:, None]) & (stop[:, :, None] == stop[:, None])
-    earlier = jnp.tril(jnp.ones((start.shape[1],) * 2, bool), -1)
+    earlier = jnp.tril(jnp.ones((1, start.shape[1], start.shape[1]), bool), -1)
     again = jnp.any(same & earlier & ok[:, None, :], axis=2)
     return start, stop, ok & ~again
