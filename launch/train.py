@@ -40,13 +40,14 @@ def main(argv: Sequence[str]) -> None:
         return
     config, flags = cli.parse_with_config(argv, _FLAGS)
     workdir = Path(flags["workdir"])
-    folders.claim(workdir, config)
-    task = config.make_task()
-    if _finished(workdir):
-        title = f"This run is finished, at step {config.train.steps}"
-        figures = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))["figures"]
-    else:
-        title, figures = f"Step {config.train.steps}", _train(task, config, workdir)
+    with folders.claimed(workdir, config):
+        task = config.make_task()
+        if _finished(workdir):
+            title = f"This run is finished, at step {config.train.steps}"
+            stored = (workdir / "evaluation.json").read_text(encoding="utf-8")
+            figures = json.loads(stored)["figures"]
+        else:
+            title, figures = f"Step {config.train.steps}", _train(task, config, workdir)
     if not task.show(workdir):
         cli.print_figures(title, figures)
     cli.print_files(workdir)

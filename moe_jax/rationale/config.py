@@ -55,7 +55,7 @@ class ModelConfig:
     """Gate, factors and reconstruction.
 
     Attributes:
-      num_factors: K.
+      num_factors: K, 2 or more.
       k: factors per token: 0 = all of them (dense), else the k most probable, their
         probabilities brought to the sum 1 (sparse).
       temperature: divides the logits W_g h of the gate.
@@ -169,6 +169,10 @@ def _validate_context(context: ContextConfig) -> None:
 
 def _validate_model(model: ModelConfig) -> None:
     _at_least("model.num_factors", model.num_factors, 1)
+    if model.num_factors == 1:
+        raise UserError(
+            "model.num_factors=1 gives every token to the same factor: 2 or more are needed"
+        )
     _at_least("model.k", model.k, 0)
     if model.k > model.num_factors:
         raise UserError(f"model.k={model.k} is more than model.num_factors={model.num_factors}")

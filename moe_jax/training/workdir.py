@@ -54,15 +54,18 @@ def from_json(kind: type[Config], values: Json, path: str = "config") -> Config:
     return config
 
 
-def claim(workdir: Path, config: Any) -> None:
+def claim(workdir: Path, config: Any) -> bool:
     """Make `workdir` the folder of this config: write config.json, or check that it is the same.
+
+    Returns:
+      Whether it is a new run, and config.json was written now.
 
     Raises:
       UserError: the folder holds another run (names the first field that differs), or it can't
         be made.
     """
     mine = to_json(config)
-    target = workdir / "config.json"
+    target, new = workdir / "config.json", False
     with file_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -70,8 +73,30 @@ def claim(workdir: Path, config: Any) -> None:
             # A link fails if the name is taken, so of two runs that start at once only one wins.
             with contextlib.suppress(FileExistsError):
                 os.link(draft, target)
+                new = True
             draft.unlink()
     check_same(workdir, load(workdir), mine)
+    return new
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: Any) -> Iterator[None]:
+    """`claim`; and if a new run fails with a UserError before it wrote anything, take it back.
+
+    So that a corpus that can't be read does not leave a folder that refuses the corrected command.
+    """
+    existed = workdir.exists()
+    new = claim(workdir, config)
+    try:
+        yield
+    except UserError:
+        ours = {"config.json", ".lock"}
+        if new and {path.name for path in workdir.iterdir()} <= ours:
+            for name in ours:
+                (workdir / name).unlink(missing_ok=True)
+            if not existed:
+                workdir.rmdir()
+        raise
 
 
 def check_same(workdir: Path, theirs: Json, ours: Json, path: str = "") -> None:

@@ -35,6 +35,7 @@ BAD = [
     ("context.max_tokens", 11),
     ("context.max_tokens", 0),
     ("model.num_factors", 0),
+    ("model.num_factors", 1),
     ("model.k", -1),
     ("model.k", 13),
     ("model.temperature", 0.0),
@@ -81,8 +82,7 @@ def test_a_bad_field_is_named(path, value):
 
 
 GOOD = [
-    {"model.num_factors": 1},
-    {"model.num_factors": 1, "model.k": 1},
+    {"model.num_factors": 2, "model.k": 1},
     {"model.k": 12},
     {"context.windows": (0,)},
     {"context.windows": (0, 4), "context.stride": 4},

@@ -262,7 +262,7 @@ def test_trained_along_and_frozen_start_alike(run, encoder):
     np.testing.assert_allclose(one[0].probs, other[0].probs, atol=0.05)  # float16 states or not
 
 
-@pytest.mark.parametrize("num_factors", [1, 3])
+@pytest.mark.parametrize("num_factors", [2, 3])
 def test_a_corpus_without_labels(encoder, tmp_path, num_factors):
     config = _config(_write(tmp_path / "corpus", labelled=False), encoder, num_factors=num_factors)
     config.train = TrainConfig(steps=1, learning_rate=1e-2, log_every=1)

@@ -167,3 +167,32 @@ def test_every_field_of_the_train_config_is_checked():
         setattr(config, field.name, [1])
         with pytest.raises(UserError, match=rf"^train\.{field.name}="):
             config.validate()
+
+
+def fail_in(workdir, write=None):
+    """A run that fails, perhaps after it wrote a file."""
+    with folders.claimed(workdir, toy.ToyConfig()), folders.lock(workdir):
+        if write is not None:
+            (workdir / write).write_text("{}\n")
+        raise UserError("no corpus")
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_run_that_never_began_leaves_the_folder_as_it_was(tmp_path, existed):
+    workdir = tmp_path / "run"
+    if existed:
+        workdir.mkdir()
+    with pytest.raises(UserError, match="no corpus"):
+        fail_in(workdir)
+    assert workdir.exists() == existed
+    assert not existed or list(workdir.iterdir()) == []
+
+
+def test_a_run_that_wrote_something_keeps_its_folder(tmp_path):
+    with pytest.raises(UserError, match="no corpus"):
+        fail_in(tmp_path, write="metrics.jsonl")
+    assert (tmp_path / "config.json").exists()
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="no corpus"):  # not a new run any more
+        fail_in(tmp_path)
+    assert (tmp_path / "config.json").exists()

@@ -22,6 +22,14 @@ from moe_jax.training.step import make_optimizer, make_step
 from tests.training import toy
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell's background job is told to ignore SIGINT; these tests send it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def config(**change):
     fields = {"steps": 30, "learning_rate": 0.03, "log_every": 7, "checkpoint_every": 10}
     return TrainConfig(**fields | {"eval_every": 12} | change)
