@@ -3,8 +3,9 @@
   python launch/train.py --config=configs/rationale.py --workdir=runs/rationale
 
 Takes about two minutes on 2 CPU cores, most of it for encoding. The default corpus has 12 labels
-(where each fragment was taken from), so figures and baselines are printed at the end; the exact
-ones depend on the installed versions (docs/RESULTS.md). For your own texts:
+(where each fragment was taken from), so figures and baselines are printed at the end. They depend
+on the installed versions and the seed: expect a macro F1 of .54 to .62 (docs/RESULTS.md). For your
+own texts:
 
   python launch/train.py --config=configs/rationale.py --workdir=runs/mine \
       --config.data.path=FILE_OR_FOLDER --config.model.num_factors=8

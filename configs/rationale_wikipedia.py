@@ -4,9 +4,9 @@ r"""The token-to-factor model on three-fragment texts from Wikipedia, 12 labels.
       --config.data.path=FOLDER
 
 FOLDER holds train.jsonl (1,500 texts), test.jsonl (500) and labels.json. Expected: a macro F1 of
-about .75 on test tokens (docs/RESULTS.md has the mean and spread of 5 seeds). On 2 CPU cores
-encoding takes 2 to 4 minutes (once: the states are cached in --config.context.cache=FOLDER, if
-given), everything after it under a minute.
+.76 on test tokens (docs/RESULTS.md has the spread over seeds). On 2 idle CPU cores encoding takes
+1.5 minutes (once: the states are cached in --config.context.cache=FOLDER, if given), everything
+after it under half a minute.
 """
 
 from moe_jax.data.corpus import CorpusConfig
