@@ -1,0 +1,92 @@
+"""The layer and its backward pass, composed of a backend's raw kernels (`primitives`).
+
+Forward: K1 up (gather, W_in, W_gate, activation), K2 down (W_out), K3 combine. Backward: K4 hidden
+gradients (gather of dy, W_out^T, activation), K5 dW_out, K6 rows of dx, K7 dW_in and dW_gate, K8
+combine. The experts' outputs are not kept: <dy, y_row> = <dy W_out^T, a>, which K4 has in hand
+(SonicMoE, Guo et al. 2025).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from moe_kernels.arguments import Experts
+from moe_kernels.plan import Plan
+from moe_kernels.primitives import Primitives
+
+
+def forward(
+    kernels: Primitives,
+    activation: str,
+    keep: bool,
+    x_td: Array,
+    weight_tk: Array,
+    experts: Experts,
+    plan: Plan,
+) -> tuple[Array, Array | None, Array | None]:
+    """y_td and, if `keep`, the pre-activations h_in_sf and h_gate_sf (else None)."""
+    e = experts
+    a_sf, h_in_sf, h_gate_sf = kernels.up(
+        x_td,
+        plan.token,
+        plan.offset,
+        e.w_in,
+        e.w_gate,
+        e.b_in,
+        e.b_gate,
+        activation=activation,
+        keep=keep,
+    )
+    y_sd = kernels.grouped_matmul(a_sf, e.w_out, plan.offset, bias=e.b_out)
+    row_tk = plan.row.reshape(weight_tk.shape)
+    return kernels.combine(y_sd, row_tk, plan.offset[-1], weight_tk), h_in_sf, h_gate_sf
+
+
+def backward(
+    kernels: Primitives,
+    activation: str,
+    x_td: Array,
+    weight_tk: Array,
+    experts: Experts,
+    plan: Plan,
+    h_in_sf: Array,
+    h_gate_sf: Array | None,
+    dy_td: Array,
+) -> tuple[Array, Array, Experts]:
+    """The gradients of x, weight and the parameters, each in its own dtype."""
+    token, offset = plan.token, plan.offset
+    row_tk = plan.row.reshape(weight_tk.shape)
+    kept_tk = row_tk < offset[-1]
+    weight_s = weight_tk.reshape(-1)[plan.slot]
+    dh_in, dh_gate, wa_sf, dweight_s = kernels.hidden_grad(
+        dy_td, token, weight_s, offset, experts.w_out, h_in_sf, h_gate_sf, activation=activation
+    )
+    dx_sd = kernels.grouped_matmul(
+        dh_in, experts.w_in, offset, x2=dh_gate, w2=experts.w_gate, transposed=True
+    )
+    dx_td = kernels.combine(dx_sd, row_tk, offset[-1], None)
+    dweight_tk = dweight_s[row_tk]
+    if experts.b_out is not None:
+        dweight_tk += _bias_part(dy_td, experts.b_out, plan, row_tk)
+    # Selected after the sum, so that what a dropped choice's row holds stays out of it.
+    dweight_tk = jnp.where(kept_tk, dweight_tk, 0).astype(weight_tk.dtype)
+    dexperts = Experts(
+        w_in=kernels.weight_grad(x_td, dh_in, offset, x_index=token),
+        w_out=kernels.weight_grad(wa_sf, dy_td, offset, dy_index=token),
+        w_gate=None
+        if dh_gate is None
+        else kernels.weight_grad(x_td, dh_gate, offset, x_index=token),
+        b_in=None if experts.b_in is None else kernels.segment_pool(dh_in, offset),
+        b_gate=None if experts.b_gate is None else kernels.segment_pool(dh_gate, offset),
+        b_out=None
+        if experts.b_out is None
+        else kernels.segment_pool(dy_td, offset, index=token, weight_s=weight_s),
+    )
+    return dx_td, dweight_tk, dexperts
+
+
+def _bias_part(dy_td: Array, b_out: Array, plan: Plan, row_tk: Array) -> Array:
+    """<dy_t, b_out[expert of (t, k)]>, float32: products with all biases cost little and no gather."""
+    by_expert_te = jnp.matmul(dy_td, b_out.T, preferred_element_type=jnp.float32)
+    expert_tk = jnp.searchsorted(plan.offset, row_tk, side="right") - 1
+    expert_tk = jnp.minimum(expert_tk, b_out.shape[0] - 1)
+    return jnp.take_along_axis(by_expert_te, expert_tk, axis=1)
