@@ -5,9 +5,9 @@
 """
 
 from moe_kernels.activations import ACTIVATIONS as ACTIVATIONS
-from moe_kernels.api import BACKENDS as BACKENDS
-from moe_kernels.api import choose as choose
 from moe_kernels.api import moe_ffn as moe_ffn
+from moe_kernels.backends import BACKENDS as BACKENDS
+from moe_kernels.backends import choose as choose
 from moe_kernels.plan import Plan as Plan
 from moe_kernels.plan import Tiles as Tiles
 from moe_kernels.plan import make_plan as make_plan

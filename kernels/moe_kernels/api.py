@@ -1,18 +1,11 @@
-"""The public operation: `moe_ffn`. Backends are looked up by name in `BACKENDS`."""
-
-from collections.abc import Callable
-from types import MappingProxyType
+"""The public operation: `moe_ffn`."""
 
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import reference, xla
+from moe_kernels import layer, reference
 from moe_kernels.arguments import Experts, check
+from moe_kernels.backends import choose
 from moe_kernels.manual_axes import unify
-
-BACKENDS: MappingProxyType[str, Callable[..., Array]] = MappingProxyType(
-    {"reference": reference.moe_ffn, "xla": xla.moe_ffn}
-)
-"""Name -> function(x, expert, weight, experts, *, activation), for arguments checked already."""
 
 
 def moe_ffn(
@@ -27,6 +20,7 @@ def moe_ffn(
     b_gate: Float[Array, "e f"] | None = None,
     b_out: Float[Array, "e d"] | None = None,
     activation: str = "silu",
+    recompute: bool = False,
     backend: str | None = None,
 ) -> Float[Array, "t d"]:
     """Sends every token through its k experts and sums what they give, weighted.
@@ -50,6 +44,8 @@ def moe_ffn(
       b_gate: bias of the gate projection, or None.
       b_out: bias of the down-projection, or None; like W_out's product, it is weighted.
       activation: silu, gelu (exact), gelu_tanh, relu or relu2.
+      recompute: keep no pre-activations for the backward pass, but compute them again there: less
+        memory (2 * tokens * k * d_expert numbers with a gate), one or two products more.
       backend: "reference" (every expert sees every token; the oracle), "xla" (grouped blocks, plain
         XLA, its own backward), or None: the fastest that exists for the platform. A named backend
         never falls back to another.
@@ -65,19 +61,9 @@ def moe_ffn(
         x, expert, weight, Experts(w_in, w_out, w_gate, b_in, b_gate, b_out), activation
     )
     x, expert, weight, experts = unify((x, expert, weight, experts))
-    return BACKENDS[choose(backend)](x, expert, weight, experts, activation=activation)
-
-
-def choose(backend: str | None) -> str:
-    """The backend's name that `moe_ffn` will use.
-
-    None gives "xla" on every platform: it is plain XLA and runs anywhere.
-
-    Raises:
-      ValueError: there is no backend of that name.
-    """
-    if backend is None:
-        return "xla"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)} (or None)")
-    return backend
+    if backend is not None:
+        choose(backend)
+    if backend == "reference":
+        return reference.moe_ffn(x, expert, weight, experts, activation=activation)
+    options = layer.Options(activation, backend, recompute)
+    return layer.moe_ffn(x, expert, weight, experts, options=options)

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
+PADDING = 256
+"""Rows that an array of pre-activations has beyond those of its plan: room for a last whole block."""
+
+
 class Tiles(NamedTuple):
     """Pieces of at most `block` rows that never cross experts.
 

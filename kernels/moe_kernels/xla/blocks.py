@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
-from moe_kernels.arguments import Experts
-from moe_kernels.plan import Plan, make_tiles
+from moe_kernels.plan import PADDING, make_tiles
 
-MIN_BLOCK, MAX_BLOCK = 8, 256
+MIN_BLOCK, MAX_BLOCK = 8, PADDING
 MIN_STEP = 16
 
-Work = Callable[[Experts, Array, Array, int], tuple[Any, Any]]
+Work = Callable[[Any, Array, Array, int], tuple[Any, Any]]
 """work(own, row, rows, size): what one block gives, for `rows` <= `size` rows from `row` on and one
 expert's parameters (without axis e). Returns a pytree of [size, ...] arrays, one entry a row, of
 which the ones from `rows` on may hold anything, and a pytree of sums over the block's real rows.
@@ -38,7 +37,13 @@ def block_sizes(num_slots: int, num_experts: int) -> tuple[int, ...]:
 
 
 def run_blocks(
-    work: Work, plan: Plan, experts: Experts, sizes: tuple[int, ...], per_row: Any, per_expert: Any
+    work: Work,
+    offset: Int[Array, " boundaries"],
+    num_rows: int,
+    stacks: Any,
+    sizes: tuple[int, ...],
+    per_row: Any,
+    per_expert: Any,
 ) -> tuple[Any, Any]:
     """Runs `work` on every block of every expert that has rows.
 
@@ -48,23 +53,24 @@ def run_blocks(
 
     Args:
       work: see `Work`.
-      plan: rows and their experts.
-      experts: stacks of parameters.
+      offset: expert e owns rows offset[e]:offset[e+1].
+      num_rows: all rows (s), those of nobody included.
+      stacks: pytree of arrays with a first axis e, the experts' parameters.
       sizes: see `block_sizes`.
       per_row: pytree of jax.ShapeDtypeStruct, one row of the first part of work's result.
       per_expert: pytree of jax.ShapeDtypeStruct, the second part, which may be wider.
 
     Returns:
-      The rows, [s + block, ...]: those from plan.offset[-1] on hold anything; and the sums,
+      The rows, [s + PADDING, ...]: those from offset[-1] on hold anything; and the sums,
       [e, ...], zero for experts without rows.
     """
-    num_rows, num_experts, block = plan.slot.size, experts.w_in.shape[0], sizes[-1]
-    tiles = make_tiles(plan.offset, num_rows, num_rows)
+    num_experts, block = offset.size - 1, sizes[-1]
+    tiles = make_tiles(offset, num_rows, max(num_rows, 1))
 
     def one_expert(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        buffers, stacks = state
+        buffers, totals = state
         expert, row, rows = tiles.expert[i], tiles.row[i], tiles.rows[i]
-        own = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, expert, keepdims=False), experts)
+        own = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, expert, keepdims=False), stacks)
         full = (rows - 1) // block
         last_row, last_rows = row + full * block, rows - full * block
 
@@ -81,17 +87,17 @@ def run_blocks(
             return _put(buffers, out, start), jax.tree.map(jnp.add, sums, more)
 
         buffers, sums = lax.fori_loop(0, full, one_block, (buffers, sums))
-        stacks = jax.tree.map(
-            lambda stack, s: lax.dynamic_update_index_in_dim(
-                stack, s.astype(stack.dtype), expert, 0
+        totals = jax.tree.map(
+            lambda total, s: lax.dynamic_update_index_in_dim(
+                total, s.astype(total.dtype), expert, 0
             ),
-            stacks,
+            totals,
             sums,
         )
-        return buffers, stacks
+        return buffers, totals
 
     state = (
-        _zeros(num_rows + block, per_row, tiles.num_tiles, 1),
+        _zeros(num_rows + PADDING, per_row, tiles.num_tiles, 1),
         _zeros(num_experts, per_expert, tiles.num_tiles, 101),
     )
     return lax.fori_loop(0, tiles.num_tiles, one_expert, state)
@@ -113,7 +119,7 @@ def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
 
 
 def _padded(
-    work: Work, own: Experts, size: int, block: int, row: Array, rows: Array
+    work: Work, own: Any, size: int, block: int, row: Array, rows: Array
 ) -> tuple[Any, Any]:
     out, sums = work(own, row, rows, size)
     return jax.tree.map(

@@ -1,0 +1,123 @@
+"""The layer as one differentiable function: plan, forward and backward of whichever backend.
+
+Kept for the backward pass: the arguments, the pre-activations (unless they are recomputed) and the
+plan's integers.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap, sequential_vmap
+from jaxtyping import Array, Float, Int
+
+from moe_kernels import backends
+from moe_kernels.arguments import Experts
+from moe_kernels.plan import Plan, make_plan
+
+
+class Options(NamedTuple):
+    """What is fixed while tracing."""
+
+    activation: str
+    backend: str | None  # None: by platform
+    recompute: bool  # pre-activations are made again in the backward pass, not kept
+
+
+class Saved(NamedTuple):
+    """What the forward pass keeps for the backward pass, besides its arguments."""
+
+    plan: Plan
+    h_in_sf: Array | None  # x W_in + b_in, rows in the plan's order and PADDING more
+    h_gate_sf: Array | None
+
+
+@partial(jax.jit, static_argnames="options")
+def moe_ffn(
+    x_td: Float[Array, "t d"],
+    expert_tk: Int[Array, "t k"],
+    weight_tk: Float[Array, "t k"],
+    experts: Experts,
+    *,
+    options: Options,
+) -> Float[Array, "t d"]:
+    """The same function as `reference.moe_ffn`, doing only the routed work.
+
+    Only first-order reverse-mode derivatives exist. Under vmap, experts that are not mapped see all
+    tokens in one call; mapped experts, and derivatives, take one loop step per mapped element.
+    """
+    if x_td.shape[0] == 0:
+        return x_td
+    return _moe_ffn(options, x_td, expert_tk, weight_tk, experts)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _moe_ffn(
+    options: Options, x_td: Array, expert_tk: Array, weight_tk: Array, experts: Experts
+) -> Array:
+    def plain(*args: Any) -> Array:
+        return _forward(options, False, *args)[0]
+
+    flat = custom_vmap(plain)
+
+    @flat.def_vmap
+    def batched(size: int, mapped: Any, *args: Any) -> tuple[Array, bool]:
+        if any(jax.tree.leaves(mapped[3])):
+            axes = jax.tree.map(lambda m: 0 if m else None, tuple(mapped))
+            return jax.vmap(sequential_vmap(plain), in_axes=axes)(*args), True
+        each = [
+            a if m else jnp.broadcast_to(a[None], (size, *a.shape))
+            for a, m in zip(args[:3], mapped[:3], strict=True)
+        ]
+        y = flat(*(a.reshape(-1, a.shape[-1]) for a in each), args[3])
+        return y.reshape(size, -1, y.shape[-1]), True
+
+    return flat(x_td, expert_tk, weight_tk, experts)
+
+
+def _fwd(options: Options, *args: Any) -> tuple[Array, Any]:
+    def keep(*args: Any) -> tuple[Array, Saved]:
+        return _forward(options, not options.recompute, *args)
+
+    y_td, saved = sequential_vmap(keep)(*args)
+    x_td, _, weight_tk, experts = args
+    return y_td, (x_td, weight_tk, experts, saved)
+
+
+def _bwd(options: Options, residuals: Any, dy_td: Array) -> tuple[Any, ...]:
+    def pull(*args: Any) -> tuple[Array, Array, Experts]:
+        return _backward(options, *args)
+
+    dx_td, dweight_tk, dexperts = sequential_vmap(pull)(*residuals, dy_td)
+    return dx_td, None, dweight_tk, dexperts
+
+
+_moe_ffn.defvjp(_fwd, _bwd)
+
+
+def _forward(
+    options: Options, keep: bool, x_td: Array, expert_tk: Array, weight_tk: Array, experts: Experts
+) -> tuple[Array, Saved]:
+    """y, and what `_backward` needs (no pre-activations unless `keep`)."""
+    plan = make_plan(expert_tk, experts.w_in.shape[0])
+    y_td, h_in_sf, h_gate_sf = backends.run(
+        options.backend,
+        "forward",
+        *(x_td, weight_tk, experts, plan),
+        activation=options.activation,
+        keep=keep,
+    )
+    return y_td, Saved(plan, h_in_sf, h_gate_sf)
+
+
+def _backward(
+    options: Options, x_td: Array, weight_tk: Array, experts: Experts, saved: Saved, dy_td: Array
+) -> tuple[Array, Array, Experts]:
+    """The gradients of x, weight and the parameters, each in its own dtype."""
+    return backends.run(
+        options.backend,
+        "backward",
+        *(x_td, weight_tk, experts, saved.plan, saved.h_in_sf, saved.h_gate_sf, dy_td),
+        activation=options.activation,
+    )

@@ -1,0 +1,35 @@
+"""Products and reads that the backend "xla" is made of."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype that sums are made in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """The matrix product over one axis of each, summed in the wide dtype, which it has."""
+    return lax.dot_general(
+        a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=wide(a.dtype)
+    )
+
+
+def linear(x: Array, w: Array, b: Array | None) -> Array:
+    """X w + b, in the wide dtype."""
+    y = product(x, w, 1, 0)
+    return y if b is None else y + b.astype(y.dtype)[None]
+
+
+def rows_of(values: Array, index: Array) -> Array:
+    """values[index], for indices known to be in range."""
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+def block(values: Array, start: Array, size: int) -> Array:
+    """values[start : start + size]."""
+    return lax.dynamic_slice_in_dim(values, start, size)
