@@ -1,13 +1,19 @@
 """Fused routing kernels: JAX arrays in, JAX arrays out.
 
 `moe_ffn` is the operation: gather, grouped products, weighted combine, with its own backward pass.
-`make_plan` and `make_tiles` give the integers that grouped kernels work from.
+`gather_gemm`, `grouped_gemm`, `combine`, `segment_pool` and `topk_route` are its parts, each usable
+alone. `make_plan` and `make_tiles` give the integers that grouped kernels work from.
 """
 
 from moe_kernels.activations import ACTIVATIONS as ACTIVATIONS
 from moe_kernels.api import moe_ffn as moe_ffn
 from moe_kernels.backends import BACKENDS as BACKENDS
 from moe_kernels.backends import choose as choose
+from moe_kernels.ops import combine as combine
+from moe_kernels.ops import gather_gemm as gather_gemm
+from moe_kernels.ops import grouped_gemm as grouped_gemm
+from moe_kernels.ops import segment_pool as segment_pool
+from moe_kernels.ops import topk_route as topk_route
 from moe_kernels.plan import Plan as Plan
 from moe_kernels.plan import Tiles as Tiles
 from moe_kernels.plan import make_plan as make_plan
@@ -19,7 +25,12 @@ __all__ = [
     "Plan",
     "Tiles",
     "choose",
+    "combine",
+    "gather_gemm",
+    "grouped_gemm",
     "make_plan",
     "make_tiles",
     "moe_ffn",
+    "segment_pool",
+    "topk_route",
 ]

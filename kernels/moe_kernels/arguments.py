@@ -44,22 +44,22 @@ def check(
 
 
 def _check_routing(x: Array, expert: Array, weight: Array) -> None:
-    _shape("x", x, ("tokens", "d_model"))
-    _float("x", x)
-    _shape("expert", expert, ("tokens", "k"), (x.shape[0], None))
+    check_shape("x", x, ("tokens", "d_model"))
+    check_floats(x=x)
+    check_shape("expert", expert, ("tokens", "k"), (x.shape[0], None))
     if not jnp.issubdtype(expert.dtype, jnp.integer):
         raise ValueError(f"expert holds {expert.dtype}; expert ids must be integers")
     if expert.shape[1] < 1:
         raise ValueError("expert has k=0 choices per token; k must be at least 1")
     if expert.size > MAX_SLOTS:
         raise ValueError(f"expert has {expert.size} elements; at most {MAX_SLOTS} (int32) work")
-    _shape("weight", weight, ("tokens", "k"), expert.shape)
-    _float("weight", weight)
+    check_shape("weight", weight, ("tokens", "k"), expert.shape)
+    check_floats(weight=weight)
 
 
 def _check_experts(x: Array, experts: Experts) -> None:
     d = x.shape[1]
-    _shape("w_in", experts.w_in, ("experts", "d_model", "d_expert"), (None, d, None))
+    check_shape("w_in", experts.w_in, ("experts", "d_model", "d_expert"), (None, d, None))
     e, _, f = experts.w_in.shape
     if min(e, d, f) < 1:
         raise ValueError(f"w_in has shape {experts.w_in.shape}; every axis must be at least 1 long")
@@ -72,15 +72,16 @@ def _check_experts(x: Array, experts: Experts) -> None:
     }
     for name, (letters, shape) in axes.items():
         if (array := getattr(experts, name)) is not None:
-            _shape(name, array, letters, shape)
+            check_shape(name, array, letters, shape)
     for name, array in experts._asdict().items():
         if array is not None and array.dtype != x.dtype:
             raise ValueError(f"{name} is {array.dtype} but x is {x.dtype}; cast one to the other")
 
 
-def _shape(
+def check_shape(
     name: str, array: Array, axes: Sequence[str], want: Sequence[int | None] | None = None
 ) -> None:
+    """Raises ValueError unless the array has these axes, of these lengths where they are given."""
     want = want or (None,) * len(axes)
     fits = array.ndim == len(axes) and all(
         w is None or w == n for n, w in zip(array.shape, want, strict=True)
@@ -90,6 +91,8 @@ def _shape(
         raise ValueError(f"{name} has shape {array.shape}; it must be ({text})")
 
 
-def _float(name: str, array: Array) -> None:
-    if array.dtype.name not in FLOATS:
-        raise ValueError(f"{name} holds {array.dtype}; it must be one of {', '.join(FLOATS)}")
+def check_floats(**arrays: Array) -> None:
+    """Raises ValueError unless every array is of a float dtype that the kernels know."""
+    for name, array in arrays.items():
+        if array.dtype.name not in FLOATS:
+            raise ValueError(f"{name} holds {array.dtype}; it must be one of {', '.join(FLOATS)}")

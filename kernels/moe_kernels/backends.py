@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -43,22 +42,23 @@ def module(backend: str) -> ModuleType:
     return importlib.import_module(f"moe_kernels.{backend}")
 
 
-def run(backend: str | None, name: str, *args: Any, **static: Any) -> Any:
-    """Calls function `name` of a backend with arrays (or pytrees of them) and static keywords.
+def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -> Any:
+    """Calls function `name` of a backend with arrays (or pytrees of them) and static values.
 
     With None the program holds the version of each platform whose backend is installed, and the
     platform that it is lowered for picks one.
     """
 
-    def function(backend: str) -> Callable[..., Any]:
-        return partial(getattr(module(backend), name), **static)
+    def function(backend: str) -> Callable[[dict[str, Any]], Any]:
+        call = getattr(module(backend), name)
+        return lambda arrays: call(**arrays, **static)
 
     if backend is not None:
-        return function(backend)(*args)
+        return function(backend)(arrays)
     branches = {platform: function(b) for platform, b in _present().items()}
     if not branches:
-        return function("xla")(*args)
-    return lax.platform_dependent(*args, default=function("xla"), **branches)
+        return function("xla")(arrays)
+    return lax.platform_dependent(arrays, default=function("xla"), **branches)
 
 
 def _present() -> dict[str, str]:

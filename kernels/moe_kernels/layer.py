@@ -104,7 +104,7 @@ def _forward(
     y_td, h_in_sf, h_gate_sf = backends.run(
         options.backend,
         "forward",
-        *(x_td, weight_tk, experts, plan),
+        {"x_td": x_td, "weight_tk": weight_tk, "experts": experts, "plan": plan},
         activation=options.activation,
         keep=keep,
     )
@@ -118,6 +118,12 @@ def _backward(
     return backends.run(
         options.backend,
         "backward",
-        *(x_td, weight_tk, experts, saved.plan, saved.h_in_sf, saved.h_gate_sf, dy_td),
+        {
+            "x_td": x_td,
+            "weight_tk": weight_tk,
+            "experts": experts,
+            **saved._asdict(),
+            "dy_td": dy_td,
+        },
         activation=options.activation,
     )

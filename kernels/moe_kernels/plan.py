@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-
 PADDING = 256
 """Rows that an array of pre-activations has beyond those of its plan: room for a last whole block."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Up(Protocol):
-    """x W_in (+ b_in), and x W_gate (+ b_gate) where given, for gathered rows; then the activation."""
+    """x W_in (+ b_in), x W_gate (+ b_gate) where given, for gathered rows; the activation."""
 
     def __call__(
         self,
@@ -99,7 +99,7 @@ class WeightGrad(Protocol):
     def __call__(
         self,
         x: Float[Array, "rows n_in"],
-        dy: Float[Array, "rows n_out"],
+        dy: Float[Array, "dy_rows n_out"],
         offset: Int[Array, " boundaries"],
         *,
         x_index: Int[Array, " s"] | None = None,

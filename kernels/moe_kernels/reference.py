@@ -5,6 +5,7 @@ ways a grouped kernel can. Plain JAX, so every transformation works on it.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +59,90 @@ def _linear(x: Array, w: Array, b: Array | None) -> Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     y = jnp.dot(x, w, preferred_element_type=wide)
     return y if b is None else y + b.astype(wide)[None]
+
+
+def grouped_matmul(
+    x: Array,
+    w: Array,
+    offset: Array,
+    *,
+    index: Array | None = None,
+    bias: Array | None = None,
+    x2: Array | None = None,
+    w2: Array | None = None,
+    transposed: bool = False,
+) -> Array:
+    """`primitives.GroupedMatmul`: every row with every expert's matrix, then a mask."""
+    owner_se = owners(offset, x.shape[0] if index is None else index.size)
+
+    def one(x: Array, w: Array) -> Array:
+        w = w.swapaxes(1, 2) if transposed else w
+        rows = jnp.where(jnp.any(owner_se, axis=1, keepdims=True), _rows(x, index), 0)
+        y_sen = jnp.einsum("sk,ekn->sen", rows, w, preferred_element_type=_wide(x))
+        return jnp.sum(jnp.where(owner_se[:, :, None], y_sen, 0), axis=1)
+
+    y = one(x, w)
+    if x2 is not None and w2 is not None:
+        y += one(x2, w2)
+    if bias is not None:
+        y += owner_se.astype(y.dtype) @ bias.astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def weight_grad(
+    x: Array,
+    dy: Array,
+    offset: Array,
+    *,
+    x_index: Array | None = None,
+    dy_index: Array | None = None,
+) -> Array:
+    """`primitives.WeightGrad`: every expert sees every row, a mask keeps its own."""
+    left, right = _rows(x, x_index), _rows(dy, dy_index)
+    owner_se = owners(offset, left.shape[0])[:, :, None]
+    parts = (jnp.where(owner_se, rows[:, None, :], 0) for rows in (left, right))
+    return jnp.einsum("sek,sen->ekn", *parts, preferred_element_type=_wide(x)).astype(x.dtype)
+
+
+def segment_pool(
+    x: Array, offset: Array, *, index: Array | None = None, weight_s: Array | None = None
+) -> Array:
+    """`primitives.SegmentPool`: every expert sees every row, a mask keeps its own."""
+    rows = _rows(x, index).astype(_wide(x))
+    owner_se = owners(offset, rows.shape[0])
+    if weight_s is not None:
+        rows *= weight_s.astype(rows.dtype)[:, None]
+    return jnp.sum(jnp.where(owner_se[:, :, None], rows[:, None, :], 0), axis=0).astype(x.dtype)
+
+
+def combine(y_sd: Array, row_tk: Array, kept: Array, weight_tk: Array | None) -> Array:
+    """`primitives.Combine`: all k rows at once."""
+    kept_tk = row_tk < kept
+    y_tkd = jnp.where(kept_tk[:, :, None], y_sd[row_tk], 0).astype(_wide(y_sd))
+    if weight_tk is not None:
+        y_tkd *= jnp.where(kept_tk, weight_tk, 0).astype(y_tkd.dtype)[:, :, None]
+    return jnp.sum(y_tkd, axis=1).astype(y_sd.dtype)
+
+
+def topk_route(logits_te: Array, k: int, *, scores: str) -> tuple[Array, Array, Array]:
+    """`primitives.TopkRoute`: a whole stable sort, and counts from one-hot choices."""
+    logits_te = logits_te.astype(jnp.float32)
+    score_te = jax.nn.softmax(logits_te) if scores == "softmax" else jax.nn.sigmoid(logits_te)
+    expert_tk = jnp.argsort(-logits_te, axis=1, stable=True)[:, :k].astype(jnp.int32)
+    hit_tke = expert_tk[:, :, None] == jnp.arange(logits_te.shape[1])[None, None]
+    count_e = jnp.sum(hit_tke, axis=(0, 1), dtype=jnp.int32)
+    return expert_tk, jnp.take_along_axis(score_te, expert_tk, axis=1), count_e
+
+
+def owners(offset: Array, num_rows: int) -> Array:
+    """[s e]: whether expert e owns row s."""
+    row = jnp.arange(num_rows)[:, None]
+    return (row >= offset[None, :-1]) & (row < offset[None, 1:])
+
+
+def _rows(values: Array, index: Array | None) -> Array:
+    return values if index is None else values[index]
+
+
+def _wide(array: Array) -> Any:
+    return jnp.promote_types(array.dtype, jnp.float32)

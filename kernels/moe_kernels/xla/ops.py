@@ -45,7 +45,7 @@ def grouped_matmul(
 
 def weight_grad(
     x: Float[Array, "rows n_in"],
-    dy: Float[Array, "rows n_out"],
+    dy: Float[Array, "dy_rows n_out"],
     offset: Int[Array, " boundaries"],
     *,
     x_index: Int[Array, " s"] | None = None,
