@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-PADDING = 256
-"""Rows that an array of pre-activations has beyond those of its plan: room for a last whole block."""
+PADDING = 512
+"""Rows that arrays of pre-activations have beyond those of their plan: room for a whole block."""
 
 
 class Tiles(NamedTuple):

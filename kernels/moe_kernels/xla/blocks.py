@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from moe_kernels.plan import PADDING, make_tiles
 
 MIN_BLOCK, MAX_BLOCK = 8, PADDING
-MIN_STEP = 16
+SMALL_STEP, STEP = 16, 32
 
 Work = Callable[[Any, Array, Array, int], tuple[Any, Any]]
 """work(own, row, rows, size): what one block gives, for `rows` <= `size` rows from `row` on and one
@@ -24,15 +24,16 @@ which the ones from `rows` on may hold anything, and a pytree of sums over the b
 def block_sizes(num_slots: int, num_experts: int) -> tuple[int, ...]:
     """The block sizes to compile, in equal steps: the last one is the full block.
 
-    The full block is about twice the mean load (at most 256 rows, where products run at full
-    speed), so that most experts are a single block. Steps are an eighth of it, at least 16 rows:
-    more sizes waste fewer rows and take longer to compile.
+    The full block is about twice the mean load (at most 512 rows, where products run at full
+    speed), so that most experts are a single block: adding up the parameter gradients of several
+    costs a tenth of the backward pass. Steps are 16 rows for blocks of at most 128 and 32 for
+    larger ones: more sizes waste fewer rows and take longer to compile.
     """
     mean = -(-num_slots // num_experts)
     block = MIN_BLOCK
     while block < min(2 * mean, num_slots, MAX_BLOCK):
         block *= 2
-    step = min(block, max(MIN_STEP, block // 8))
+    step = min(block, SMALL_STEP if block <= 8 * SMALL_STEP else STEP)
     return tuple(range(step, block + 1, step))
 
 
