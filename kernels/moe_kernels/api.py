@@ -30,8 +30,8 @@ def moe_ffn(
         a = act(x_t W_in[e] + b_in[e])                                 without.
 
     A choice whose id is num_experts is dropped: it adds exactly 0, takes no part in any gradient
-    and costs (almost) nothing. Ids outside 0..num_experts are treated the same way: the values
-    cannot be checked under jit, and no read ever leaves the arrays.
+    and costs (almost) nothing. Ids outside 0..num_experts are treated the same way, and no read
+    ever leaves the arrays; with jax_enable_checks on (JAX's debug mode) they are an error.
 
     Args:
       x: tokens, bfloat16, float16 or float32 (float64 where JAX has it on).
@@ -56,6 +56,7 @@ def moe_ffn(
 
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
+      jax.errors.JaxRuntimeError: in debug mode under jit, an id is out of range.
     """
     x, expert, weight, experts = check(
         x, expert, weight, Experts(w_in, w_out, w_gate, b_in, b_gate, b_out), activation

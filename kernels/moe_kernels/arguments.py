@@ -40,7 +40,26 @@ def check(
         raise ValueError("b_gate was given without w_gate: give w_gate too, or leave b_gate out")
     _check_routing(x, expert, weight)
     _check_experts(x, experts)
+    if jax.config.jax_enable_checks and expert.size:
+        _check_ids(expert, experts.w_in.shape[0])
     return x, expert.astype(jnp.int32), weight, experts
+
+
+def _check_ids(expert: Array, num_experts: int) -> None:
+    """In JAX's debug mode: ids outside 0..num_experts are an error, when the program runs."""
+
+    def stop(least: Array, most: Array) -> None:
+        for bad in (int(least), int(most)):
+            if not 0 <= bad <= num_experts:
+                raise ValueError(
+                    f"expert holds the id {bad}; ids are 0 to {num_experts - 1}, or {num_experts} "
+                    "for a dropped choice"
+                )
+
+    if isinstance(expert, jax.core.Tracer):
+        jax.debug.callback(stop, jnp.min(expert), jnp.max(expert))
+    else:
+        stop(jnp.min(expert), jnp.max(expert))
 
 
 def _check_routing(x: Array, expert: Array, weight: Array) -> None:

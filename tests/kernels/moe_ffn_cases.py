@@ -44,11 +44,13 @@ def close(got, want, dtype="float32"):
         np.testing.assert_allclose(ours, right, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name)
 
 
-def results(backend, activation, x, expert, weight, params, dy):
+def results(backend, activation, x, expert, weight, params, dy, **options):
     """Y and the gradients of <dy, y>, by name."""
 
     def value(x, weight, params):
-        y = moe_kernels.moe_ffn(x, expert, weight, **params, activation=activation, backend=backend)
+        y = moe_kernels.moe_ffn(
+            x, expert, weight, **params, activation=activation, backend=backend, **options
+        )
         return jnp.sum((dy * y).astype(weight.dtype)), y
 
     grad = jax.grad(value, argnums=(0, 1, 2), has_aux=True)
@@ -160,6 +162,11 @@ class MoeFfnCases:
     @pytest.mark.parametrize("t, k, e", [(1, 1, 1), (20, 1, 1), (9, 16, 20), (30, 3, 512)])
     def test_sizes(self, t, k, e):
         self.check(problem(10, t=t, k=k, e=e, extras=("w_gate",)))
+
+    def test_recomputed_pre_activations(self):
+        args = problem(14, t=SMALL)
+        again = functools.partial(results, self.backend, "gelu", recompute=True)
+        close(jax.jit(again)(*args), moe_ffn_oracle.moe_ffn("gelu", *args))
 
     def test_no_tokens(self):
         x, expert, weight, params, dy = problem(11, t=0)

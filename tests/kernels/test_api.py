@@ -61,7 +61,19 @@ def test_bad_input_under_jit_is_found_while_tracing():
 
 
 def test_none_picks_xla_and_a_name_picks_itself():
-    assert choose(None) == "xla"
+    assert choose(None) == "xla"  # tests run on CPU
     assert [choose(name) for name in BACKENDS] == list(BACKENDS)
     shape = jax.eval_shape(lambda: moe_ffn(**arguments()))
     assert shape.shape == (4, 6)
+
+
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_ids_out_of_range_are_an_error_in_debug_mode_only(bad):
+    expert = jnp.asarray([[0, 1], [bad, 3], [2, 2], [0, 0]], jnp.int32)
+    moe_ffn(**arguments(expert=expert))  # dropped
+    with jax.enable_checks(True):
+        with pytest.raises(ValueError, match=f"expert holds the id {bad}; ids are 0 to 2, or 3"):
+            moe_ffn(**arguments(expert=expert))
+        with pytest.raises(Exception, match=f"expert holds the id {bad}; ids are 0 to 2, or 3"):
+            jax.block_until_ready(jax.jit(lambda e: moe_ffn(**arguments(expert=e)))(expert))
+        moe_ffn(**arguments(expert=jnp.asarray([[0, 3]] * 4, jnp.int32)))

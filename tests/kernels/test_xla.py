@@ -67,6 +67,18 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_k_times_d():
     assert len([s for s in rows if s[0] >= t * k]) == 2, "h and the gate's h"
 
 
+def test_recompute_keeps_no_pre_activations():
+    t, k, f = 24, 4, 97
+    x, expert, weight, params, _ = problem(0, t=t, k=k, f=f, extras=("w_gate",))
+
+    def value(x, weight, params):
+        return moe_ffn(x, expert, weight, **params, recompute=True, backend="xla")
+
+    _, pull = jax.vjp(value, x, weight, params)
+    kept = [a.shape for a in jax.tree.leaves(pull) if f in jnp.shape(a)]
+    assert sorted(kept) == sorted(p.shape for p in params.values())
+
+
 def test_no_ragged_dot_and_no_scattered_sums():
     x, expert, weight, params, _ = problem(0, t=12)
 
