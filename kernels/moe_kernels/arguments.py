@@ -40,7 +40,7 @@ def check(
         raise ValueError("b_gate was given without w_gate: give w_gate too, or leave b_gate out")
     _check_routing(x, expert, weight)
     _check_experts(x, experts)
-    if jax.config.jax_enable_checks and expert.size:
+    if jax.config.jax_enable_checks and expert.size:  # type: ignore[attr-defined]
         _check_ids(expert, experts.w_in.shape[0])
     return x, expert.astype(jnp.int32), weight, experts
 
