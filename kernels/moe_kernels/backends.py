@@ -1,5 +1,6 @@
 """Which backend runs: the one that is named, or the one for the platform that a program is for."""
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -7,13 +8,22 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-BACKENDS = ("reference", "xla")
+from moe_kernels.required_platform import require
+
+BACKENDS = ("reference", "xla", "triton_gpu")
 """The names that `backend=` takes."""
 
-FOR_PLATFORM: dict[str, str] = {}
-"""Platform (as in `lax.platform_dependent`) -> the backend made for it; elsewhere it is "xla"."""
+RUNS_ON: dict[str, tuple[str, ...]] = {"triton_gpu": ("cuda", "rocm")}
+"""Backend -> the platforms (as in `lax.platform_dependent`) that it is made for; the others run on
+every platform."""
+
+PACKAGES = {"triton_gpu": ("triton", "jax_triton")}
+"""Backend -> packages that it needs besides JAX."""
+
+INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
 
 
 def choose(backend: str | None) -> str:
@@ -33,8 +43,15 @@ def choose(backend: str | None) -> str:
 
 def missing(backend: str) -> str | None:
     """What stands in the way of the backend, as a sentence; None if nothing does."""
-    del backend
+    for package in PACKAGES.get(backend, ()):
+        if not _installed(package):
+            return f"the package {package} is missing; {INSTALL}"
     return None
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def module(backend: str) -> ModuleType:
@@ -53,16 +70,25 @@ def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -
         call = getattr(module(backend), name)
         return lambda arrays: call(**arrays, **static)
 
+    double = any(a.dtype == jnp.float64 for a in jax.tree.leaves(arrays))
     if backend is not None:
+        if backend in RUNS_ON:
+            if double:
+                raise ValueError(
+                    f"backend={backend!r} has no float64: cast to float32, or use backend='xla'"
+                )
+            arrays = require(arrays, RUNS_ON[backend], backend)
         return function(backend)(arrays)
     branches = {platform: function(b) for platform, b in _present().items()}
-    if not branches:
+    if double or not branches:
         return function("xla")(arrays)
     return lax.platform_dependent(arrays, default=function("xla"), **branches)
 
 
 def _present() -> dict[str, str]:
-    return {platform: b for platform, b in FOR_PLATFORM.items() if missing(b) is None}
+    """Platform -> the backend made for it, where what it needs is installed."""
+    installed = {b: platforms for b, platforms in RUNS_ON.items() if missing(b) is None}
+    return {platform: b for b, platforms in installed.items() for platform in platforms}
 
 
 def _platform() -> str:

@@ -1,0 +1,24 @@
+"""The backend "triton_gpu": Triton kernels for NVIDIA and AMD GPUs, launched by jax_triton.
+
+Kernels K1 to K8 are those of `staged`. All integers of a problem but the loads are compile-time
+constants. What no GPU is needed for is tested without one: the kernels run in Triton's interpreter
+and are compiled for sm_80, sm_90 and sm_100.
+"""
+
+from functools import partial
+
+from moe_kernels import staged
+from moe_kernels.primitives import Primitives
+from moe_kernels.triton_gpu.grouped_matmul import grouped_matmul as grouped_matmul
+from moe_kernels.triton_gpu.hidden_grad import hidden_grad
+from moe_kernels.triton_gpu.sums import combine as combine
+from moe_kernels.triton_gpu.sums import segment_pool as segment_pool
+from moe_kernels.triton_gpu.topk_route import topk_route as topk_route
+from moe_kernels.triton_gpu.up import up
+from moe_kernels.triton_gpu.weight_grad import weight_grad as weight_grad
+
+KERNELS = Primitives(
+    up, grouped_matmul, combine, hidden_grad, weight_grad, segment_pool, topk_route
+)
+forward = partial(staged.forward, KERNELS)
+backward = partial(staged.backward, KERNELS)

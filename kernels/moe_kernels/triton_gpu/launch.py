@@ -1,0 +1,71 @@
+"""The one place that calls jax_triton."""
+
+import inspect
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from moe_kernels.manual_axes import unify
+from moe_kernels.triton_gpu.tiles import Tile
+
+
+def launch(
+    kernel: Any,
+    inputs: Sequence[Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    *,
+    grid: int,
+    tile: Tile,
+    constants: dict[str, Any],
+) -> list[Array]:
+    """Runs a Triton kernel on `grid` programs.
+
+    Args:
+      kernel: a @triton.jit function of pointers to inputs, pointers to outputs, then constexprs.
+      inputs: arrays.
+      outputs: what to allocate, not initialised.
+      grid: number of programs.
+      tile: its block sizes go to the kernel's constexprs of the same names, in capitals, as far as
+        it has them; warps and stages to the compiler.
+      constants: the other constexprs.
+    """
+    found = _jax_triton().triton_call(
+        *inputs,
+        kernel=kernel,
+        out_type=list(outputs),
+        grid=(grid,),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **constants,
+        **blocks(kernel, tile),
+    )
+    # jax_triton does not know of values that differ over the devices of a shard_map.
+    return unify((list(inputs), found))[1]
+
+
+def blocks(kernel: Any, tile: Tile) -> dict[str, int]:
+    """The tile's block sizes that the kernel asks for."""
+    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    return {name: size for name, size in sizes.items() if name in kernel.arg_names}
+
+
+def _jax_triton() -> ModuleType:
+    """The module, with its rule for dead code made to fit JAX 0.12.
+
+    jax_triton 0.4.1 has a rule of two arguments; from JAX 0.12 on it is called with three.
+    """
+    import jax_triton
+    from jax._src.interpreters import partial_eval
+
+    primitive = jax_triton.triton_lib.triton_kernel_call_p
+    rule = partial_eval.dce_rules.get(primitive)
+    if jax.__version_info__ >= (0, 12) and rule and len(inspect.signature(rule).parameters) == 2:
+
+        def keep_all(used: Any, live: Any, eqn: Any) -> Any:
+            return [True] * len(eqn.invars), eqn
+
+        partial_eval.dce_rules[primitive] = keep_all
+    return jax_triton
