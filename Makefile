@@ -5,10 +5,12 @@ WORKDIR ?= runs/demo
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Without the import hook of jaxtyping, which wraps the kernels' source.
+TRITON = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m triton -q -o addopts="--strict-markers --import-mode=importlib"
 PINS := pyproject.toml constraints/python.txt constraints/models.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint bench lock golden clean
+.PHONY: help demo test parity triton lint bench lock golden clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -23,6 +25,10 @@ test: $(VENV)/.test ## all tests (no torch, no GPU, no network)
 parity: $(VENV)/.parity ## live comparisons with torch and transformers (installs torch 2.13.0)
 	$(BIN)/python -m pytest -m parity -q $(ARGS)
 
+triton: $(VENV)/.triton ## the GPU kernels on a machine without a GPU (installs triton, 1 GB)
+	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_compile.py $(ARGS)
+	$(TRITON) tests/kernels/test_triton_lowering.py
+
 lint: $(VENV)/.lint ## ruff, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +39,7 @@ bench: $(VENV)/.rationale ## the kernel microbenchmark on this machine
 	$(BIN)/python kernels/benchmarks/layer.py --shapes=cpu
 
 lock: ## resolve the pinned versions again (needs uv on the PATH)
-	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint --extra parity \
+	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint --extra parity --extra triton \
 	  --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --upgrade -q; } > constraints/new.txt
 	mv constraints/new.txt constraints/python.txt
 
@@ -56,6 +62,10 @@ $(VENV)/.rationale: $(PINS) | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.rationale
 	$(PIP) install -q -c constraints/python.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.triton: $(VENV)/.test
+	$(PIP) install -q -c constraints/python.txt -e ".[triton]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -16,12 +16,11 @@ nnx.set_graph_updates(False)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave the live torch comparisons out unless they are asked for with `-m parity`."""
-    if "parity" in (config.option.markexpr or ""):
-        return
+    """Leave out what needs packages of its own, unless asked for: `-m parity`, `-m triton`."""
+    apart = [m for m in ("parity", "triton") if m not in (config.option.markexpr or "")]
     chosen, left_out = [], []
     for item in items:
-        (left_out if item.get_closest_marker("parity") else chosen).append(item)
+        (left_out if any(map(item.get_closest_marker, apart)) else chosen).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = chosen

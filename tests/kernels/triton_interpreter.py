@@ -45,8 +45,9 @@ class Interpreter:
     Outputs start as NaN (or the largest integer), so that what a kernel doesn't write shows.
     """
 
-    def triton_call(self, *inputs, kernel, out_type, grid, num_warps, num_stages, **constants):
-        del num_warps, num_stages
+    def triton_call(self, *inputs, kernel, out_type, grid, **constants):
+        for name in ("num_warps", "num_stages", "compute_capability", "backend_options"):
+            del constants[name]
 
         def run(*arrays):
             arrays = [np.ascontiguousarray(a) for a in arrays]

@@ -47,7 +47,7 @@ def accumulate(
     W_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """total + x[row, :] @ w[:, column], in float32; W_K and W_N are the strides of w.
+    """Total + x[row, :] @ w[:, column], in float32; W_K and W_N are the strides of w.
 
     Masked rows and columns are read as 0, so whatever lies there stays out of the sum.
     """

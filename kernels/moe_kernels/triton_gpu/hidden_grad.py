@@ -27,8 +27,7 @@ def hidden_grad(
 ) -> tuple[Array, Array | None, Array, Array]:
     """`primitives.HiddenGrad`; `tile` replaces the tile sizes that would be chosen."""
     (e, f, d), s, glu = w_out.shape, token_s.size, h_gate_sf is not None
-    # The epilogue holds several tiles at once: half the columns keep it within registers.
-    tile = tile or matmul_tile(s, e, f, d, dy_td.dtype, accumulators=2)
+    tile = tile or matmul_tile(s, e, f, d, dy_td.dtype, held=4)
     tiles = make_tiles(offset, s, tile.block_m)
     columns = columns_of(f, tile)
     rows = jax.ShapeDtypeStruct((s, f), dy_td.dtype)
@@ -36,7 +35,7 @@ def hidden_grad(
         _hidden_grad,
         (
             *(dy_td, token_s, weight_s, tiles.expert, tiles.row, tiles.rows, w_out, h_in_sf),
-            h_gate_sf if glu else h_in_sf,
+            h_in_sf if h_gate_sf is None else h_gate_sf,
         ),
         (
             rows,

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array
 
 from moe_kernels.manual_axes import unify
-from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tiles import Tile, capability
 
 
 def launch(
@@ -39,6 +39,9 @@ def launch(
         grid=(grid,),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        compute_capability=capability(),
+        # Said, because Triton's default changes from 3.9 to 3.10: a * b + c in one rounding.
+        backend_options={"enable_fp_fusion": True},
         **constants,
         **blocks(kernel, tile),
     )
@@ -67,5 +70,6 @@ def _jax_triton() -> ModuleType:
         def keep_all(used: Any, live: Any, eqn: Any) -> Any:
             return [True] * len(eqn.invars), eqn
 
-        partial_eval.dce_rules[primitive] = keep_all
+        rules: dict[Any, Any] = partial_eval.dce_rules
+        rules[primitive] = keep_all
     return jax_triton

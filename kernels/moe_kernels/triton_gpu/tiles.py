@@ -1,7 +1,9 @@
 """Tile sizes: how much of a problem one program of a kernel works on."""
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 
@@ -16,22 +18,43 @@ class Tile(NamedTuple):
 
 
 def matmul_tile(
-    rows: int, num_experts: int, n: int, k: int, dtype: Any, *, accumulators: int = 1
+    rows: int,
+    num_experts: int,
+    n: int,
+    k: int,
+    dtype: Any,
+    *,
+    held: int = 1,
+    compute_capability: int | None = None,
 ) -> Tile:
     """For products of an expert's rows with its matrix, [rows of e, k] x [k, n].
 
     Few rows an expert take a small row tile, or most of it would be padding: 16, 32 or 64 rows up
-    to a mean load of 16, 48 and 96, else 128. Float32 takes half the depth, and two accumulators
-    (a gate beside the up-projection) half the columns, to stay within registers.
+    to a mean load of 16, 48 and 96, else 128. Columns are as many as registers allow, found by
+    compiling (`scripts/compile_triton.py`): float32 products and GPUs before Hopper allow fewer.
+
+    Args:
+      rows: (token, choice) pairs.
+      num_experts: experts that share them.
+      n: columns of the product.
+      k: length of the contracted axis.
+      dtype: of the factors.
+      held: tiles of float32 that a program holds at once, accumulators and what its epilogue
+        needs: 1, 2 or 4.
+      compute_capability: of the GPU, 80, 90 or 100; None for the first one here, or 90.
     """
     mean = -(-rows // num_experts)
     block_m = 16 if mean <= 16 else 32 if mean <= 48 else 64 if mean <= 96 else 128
-    wide = jnp.dtype(dtype).itemsize > 2
-    full = 64 if wide else 256 if block_m == 128 and accumulators == 1 else 128
-    block_n = min(full, _power(n))
-    block_k = min(32 if wide else 64, _power(k))
-    big = block_m * block_n * accumulators >= 128 * 128
-    return Tile(block_m, block_n, block_k, 8 if big else 4, 3)
+    hopper = (compute_capability or capability()) >= 90
+    if jnp.dtype(dtype).itemsize > 2:
+        block_m = min(block_m, 64) if held > 1 else block_m
+        columns, depth = 64, 32
+    else:
+        columns = 256 // held if hopper and block_m == 128 else max(64, 128 // held)
+        depth = 64
+    block_n, block_k = min(columns, _power(n)), min(depth, _power(k))
+    num_warps = 8 if block_m * block_n * held > 128 * depth else 4
+    return Tile(block_m, block_n, block_k, num_warps, 3)
 
 
 def weight_grad_tile(k: int, n: int, dtype: Any) -> Tile:
@@ -44,6 +67,22 @@ def weight_grad_tile(k: int, n: int, dtype: Any) -> Tile:
 def row_tile(d: int) -> Tile:
     """For sums over rows without products: up to 1,024 columns at a time."""
     return Tile(16, min(1024, _power(d)), 16, 4, 2)
+
+
+def topk_tile(num_experts: int) -> Tile:
+    """For routing: whole rows of logits, about 1,024 at a time."""
+    block_n = _power(num_experts)
+    return Tile(max(1, 1024 // block_n), block_n, 16, 4, 1)
+
+
+@functools.cache
+def capability() -> int:
+    """Ten times the compute capability of the first GPU; Hopper's where there is no GPU."""
+    try:
+        device = jax.devices("cuda")[0]
+    except RuntimeError:
+        return 90
+    return int(10 * float(device.compute_capability))
 
 
 def _power(n: int) -> int:

@@ -7,7 +7,7 @@ import triton.language as tl
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.triton_gpu.launch import launch
-from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tiles import topk_tile
 
 
 def topk_route(
@@ -15,8 +15,7 @@ def topk_route(
 ) -> tuple[Int[Array, "t k"], Float[Array, "t k"], Int[Array, " e"]]:
     """`primitives.TopkRoute`: each program counts its own tokens, then the counts are added."""
     t, e = logits_te.shape
-    block_n = max(16, triton.next_power_of_2(e))
-    tile = Tile(max(1, 2048 // block_n), block_n, 16, 4, 1)
+    tile = topk_tile(e)
     programs = -(-t // tile.block_m)
     expert, score, counts = launch(
         _topk_route,

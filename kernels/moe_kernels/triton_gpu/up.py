@@ -27,7 +27,7 @@ def up(
 ) -> tuple[Array, Array | None, Array | None]:
     """`primitives.Up`; `tile` replaces the tile sizes that would be chosen."""
     (e, d, f), s, glu = w_in.shape, token_s.size, w_gate is not None
-    tile = tile or matmul_tile(s, e, f, d, x_td.dtype, accumulators=2 if glu else 1)
+    tile = tile or matmul_tile(s, e, f, d, x_td.dtype, held=2 if glu else 1)
     tiles = make_tiles(offset, s, tile.block_m)
     columns = columns_of(f, tile)
     rows, unused = jax.ShapeDtypeStruct((s, f), x_td.dtype), unused_output(x_td.dtype)
@@ -118,10 +118,7 @@ def _up(
         h_in += tl.load(b_in_ptr + expert * F + column, mask=column_ok, other=0.0)[None, :]
     if BIAS_GATE:
         h_gate += tl.load(b_gate_ptr + expert * F + column, mask=column_ok, other=0.0)[None, :]
-    if GLU:
-        a = activate(h_gate, ACTIVATION) * h_in
-    else:
-        a = activate(h_in, ACTIVATION)
+    a = activate(h_gate, ACTIVATION) * h_in if GLU else activate(h_in, ACTIVATION)
     ok = row_ok[:, None] & column_ok[None, :]
     at = row[:, None] * F + column[None, :]
     tl.store(a_ptr + at, a.to(a_ptr.dtype.element_ty), mask=ok)
