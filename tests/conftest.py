@@ -16,8 +16,8 @@ nnx.set_graph_updates(False)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs packages of its own, unless asked for: `-m parity`, `-m triton`."""
-    apart = [m for m in ("parity", "triton") if m not in (config.option.markexpr or "")]
+    """Leave out what needs packages of its own, or a GPU, unless asked for: `-m parity`."""
+    apart = [m for m in ("parity", "triton", "gpu") if m not in (config.option.markexpr or "")]
     chosen, left_out = [], []
     for item in items:
         (left_out if any(map(item.get_closest_marker, apart)) else chosen).append(item)
