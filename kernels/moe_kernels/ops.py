@@ -303,7 +303,7 @@ def _pool_bwd(backend: str | None, saved: Any, dz_ed: Array) -> tuple[Any, ...]:
     }
     dx = _run(backend, "combine", rows)
     wide = _wide(x)
-    by_expert_te = jnp.matmul(x, dz_ed.T, preferred_element_type=wide)
+    by_expert_te = jnp.matmul(x, dz_ed.T, precision="highest", preferred_element_type=wide)
     dweight = jnp.take_along_axis(by_expert_te, jnp.where(kept_tk, expert_tk, 0), axis=1)
     return dx, jnp.where(kept_tk, dweight, 0).astype(weight.dtype), None
 

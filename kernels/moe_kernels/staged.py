@@ -100,7 +100,9 @@ def _padded(values_s: Array) -> Array:
 
 def _bias_part(dy_td: Array, b_out: Array, plan: Plan, row_tk: Array) -> Array:
     """<dy_t, b_out[expert of (t, k)]>, float32, by products with all biases."""
-    by_expert_te = jnp.matmul(dy_td, b_out.T, preferred_element_type=jnp.float32)
+    by_expert_te = jnp.matmul(
+        dy_td, b_out.T, precision="highest", preferred_element_type=jnp.float32
+    )
     expert_tk = jnp.searchsorted(plan.offset, row_tk, side="right") - 1
     expert_tk = jnp.minimum(expert_tk, b_out.shape[0] - 1)
     return jnp.take_along_axis(by_expert_te, expert_tk, axis=1)
