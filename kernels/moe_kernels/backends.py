@@ -13,10 +13,10 @@ from jax import lax
 
 from moe_kernels.required_platform import require
 
-BACKENDS = ("reference", "xla", "triton_gpu")
+BACKENDS = ("reference", "xla", "triton_gpu", "pallas_tpu")
 """The names that `backend=` takes."""
 
-RUNS_ON: dict[str, tuple[str, ...]] = {"triton_gpu": ("cuda", "rocm")}
+RUNS_ON: dict[str, tuple[str, ...]] = {"triton_gpu": ("cuda", "rocm"), "pallas_tpu": ("tpu",)}
 """Backend -> the platforms (as in `lax.platform_dependent`) that it is made for; the others run on
 every platform."""
 
