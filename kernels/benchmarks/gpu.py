@@ -73,7 +73,7 @@ def run_tests(seconds: float) -> tuple[str, bool]:
 
 
 def table(end: float, settings: rows.Settings) -> tuple[layer.Report, bool]:
-    """Times shapes until `end` of time.monotonic(); the report, and whether all values are right."""
+    """Times shapes until `end` (monotonic seconds); the report, and whether all were right."""
     with tables.progress("measuring the machine's ceilings"):
         ceilings = floor.measure(settings.dtype, 0)
     report = layer.Report(settings, ceilings, options.JSON_OUT.value)

@@ -1,4 +1,9 @@
-"""The rivals in PyTorch; imported only where torch is installed."""
+"""The rivals in PyTorch; imported only where torch is installed.
+
+Its OpenMP threads wait for each other in a busy loop, several milliseconds long unless told
+otherwise. Where cores are shared, that hits every small operation, so unless GOMP_SPINCOUNT is set
+the loop is shortened to what GNU OpenMP takes on crowded machines before torch is loaded.
+"""
 
 import os
 from collections.abc import Callable
@@ -6,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 from checks import PARAMETERS
 from loads import Shape
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+import torch
 
 
 class Unsupported(Exception):
