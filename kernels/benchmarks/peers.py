@@ -130,7 +130,13 @@ def tokamax(shape: Shape, data: dict[str, Any], force: bool) -> Peer:
     import tokamax as library
 
     del force
-    return _sorted_products(shape, data, library.ragged_dot)
+    peer = _sorted_products(shape, data, library.ragged_dot)
+    try:
+        jax.block_until_ready(peer.both(data["dy"]))
+    except Exception as error:  # whatever it raises, it is not for this platform or dtype
+        first = (str(error).splitlines() or ["no message"])[0]
+        raise Unavailable(f"{type(error).__name__}: {first}") from None
+    return peer
 
 
 def _sorted_products(shape: Shape, data: dict[str, Any], product: Callable[..., Any]) -> Peer:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,15 +13,17 @@ from absl import app
 class Table:
     """Right-aligned columns without blanks inside a cell.
 
-    On a terminal with `rich` installed the table is drawn when it is complete; anywhere else every
-    row is printed at once, in columns apart by blanks.
+    On a terminal that is wide enough, with `rich` installed, the table is drawn when it is
+    complete; anywhere else every row is printed at once, in columns apart by blanks.
     """
 
     def __init__(self, columns: Sequence[str], widths: dict[str, int] | None = None):
         self.columns = tuple(columns)
         self.widths = [max(len(c), 9, (widths or {}).get(c, 0)) for c in columns]
         self.rows: list[tuple[str, ...]] = []
-        self.fancy = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+        room = shutil.get_terminal_size().columns >= sum(self.widths) + 3 * len(columns) + 1
+        has_rich = importlib.util.find_spec("rich") is not None
+        self.fancy = sys.stdout.isatty() and room and has_rich
         if not self.fancy:
             self._print(self.columns)
 
@@ -44,7 +47,8 @@ class Table:
             drawn.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
             drawn.add_row(*row)
-        Console().print(drawn)
+        # Wide, so that no figure is ever cut short.
+        Console(width=1000).print(drawn)
 
     def _print(self, cells: Sequence[str]) -> None:
         padded = (cell.rjust(width) for cell, width in zip(cells, self.widths, strict=True))
