@@ -5,11 +5,11 @@
 
 First the kernels' tests run on the GPU, if they are there (all but those of the benchmarks, which
 are about CPUs), for at most --test_minutes of it. Then layer.py's table is made for twelve
-published shapes, bfloat16, forward and forward+backward, most telling shapes first. No shape is
-begun once the time that is left is less than the last one took; those left out are named at the
-foot. A shape in which something is wrong or does not fit is named with the reason, and the next one
-follows. The exit code is 1 if tests failed or did not finish, values were wrong, or nothing could
-be timed.
+published shapes (or those of --shapes), bfloat16, forward and forward+backward, most telling shapes
+first. No shape is begun once the time that is left is less than the last one took; those left out
+are named at the foot. A shape in which something is wrong or does not fit is named with the reason,
+and the next one follows. The exit code is 1 if tests failed or did not finish, values were wrong,
+or nothing could be timed.
 """
 
 import gc
@@ -25,7 +25,6 @@ import jax
 import layer
 import loads
 import options
-import peers
 import rows
 import tables
 from absl import app, flags
@@ -34,7 +33,9 @@ MINUTES = flags.DEFINE_float("minutes", 8.0, "time for everything", lower_bound=
 TEST_MINUTES = flags.DEFINE_float("test_minutes", 3.0, "most time for the tests", lower_bound=0.1)
 TESTS = flags.DEFINE_bool("tests", True, "run tests/kernels on the GPU first")
 
+flags.adopt_module_key_flags(layer)
 FLAGS = flags.FLAGS
+FLAGS.set_default("shapes", "30B,7B,120B,1.4B")
 FLAGS.set_default("dtype", "bfloat16")
 FLAGS.set_default("repeats", 5)
 
@@ -77,13 +78,15 @@ def run_tests(seconds: float) -> tuple[str, bool]:
     return f"tests: exit code {done.returncode}: {lines[-1]}", done.returncode == 0
 
 
-def table(end: float, settings: rows.Settings) -> tuple[layer.Report, bool]:
+def table(
+    shapes: tuple[loads.Shape, ...], end: float, settings: rows.Settings
+) -> tuple[layer.Report, bool]:
     """Times shapes until `end` (monotonic seconds); the report, and whether all were right."""
     with tables.progress("measuring the machine's ceilings"):
         ceilings = floor.measure(settings.dtype, 0)
     report = layer.Report(settings, ceilings, options.JSON_OUT.value)
     right, last, left_out = True, 0.0, []
-    for shape in ORDER:
+    for shape in shapes:
         start = time.monotonic()
         if start + last > end:
             left_out.append(shape.text)
@@ -110,26 +113,14 @@ def main(argv: list[str]) -> None:
     end = time.monotonic() + 60 * MINUTES.value
     if jax.default_backend() != "gpu":
         tables.fail(f"gpu.py needs a GPU; JAX has only {jax.default_backend()} here")
-    _, load = options.shapes_and_load()
-    try:
-        chosen = peers.names(layer.PEERS.value)
-    except ValueError as error:
-        tables.fail(error)
+    given, load = options.shapes_and_load()
+    settings = layer.settings(load)
     tests, passed = "tests: not run, --tests=false", True
     if TESTS.value:
         with tables.progress("running tests/kernels on the GPU"):
             tests, passed = run_tests(60 * min(TEST_MINUTES.value, MINUTES.value))
     print(tests, flush=True)
-    settings = rows.Settings(
-        chosen,
-        load,
-        options.DTYPE.value,
-        options.BACKEND.value,
-        options.REPEATS.value,
-        options.SEED.value,
-        layer.FORCE.value,
-    )
-    report, right = table(end, settings)
+    report, right = table(given if options.SHAPES.present else ORDER, end, settings)
     report.found["notes"].append(tests)
     report.close()
     if layer.PLOT.value and report.found["figures"]:

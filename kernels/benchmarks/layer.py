@@ -16,6 +16,7 @@ machine's measured ceilings allow (floor.py), floor its share of moe_ffn's time,
 compiler sets aside besides arguments and results. "-": not there; the foot of the table says why.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from absl import app, flags
 PEERS = flags.DEFINE_string("peers", "dense", f"rivals: {', '.join(peers.BUILDERS)}; or all")
 FORCE = flags.DEFINE_bool("force", False, "run rivals even where their cost is absurd")
 PLOT = flags.DEFINE_string("plot", None, "PNG file for a roofline and speed-up bars")
+flags.adopt_module_key_flags(options)
 
 
 def columns(others: tuple[str, ...]) -> list[str]:
@@ -115,18 +117,18 @@ class Report:
         self.write()
 
 
-def main(argv: list[str]) -> None:
-    """Prints the table, and writes what --json_out and --plot ask for."""
-    tables.no_arguments(argv)
-    shapes, load = options.shapes_and_load()
+def settings(load: loads.Load) -> rows.Settings:
+    """What the flags say; a mistake in them ends the program with one line and exit code 2."""
     try:
         chosen = peers.names(PEERS.value)
         for path in (options.JSON_OUT.value, PLOT.value):
             if path and not Path(path).absolute().parent.is_dir():
                 raise ValueError(f"no folder to write {path!r} into")
+        if PLOT.value and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("--plot needs the package matplotlib")
     except ValueError as error:
         tables.fail(error)
-    settings = rows.Settings(
+    return rows.Settings(
         chosen,
         load,
         options.DTYPE.value,
@@ -135,13 +137,20 @@ def main(argv: list[str]) -> None:
         options.SEED.value,
         FORCE.value,
     )
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table, and writes what --json_out and --plot ask for."""
+    tables.no_arguments(argv)
+    shapes, load = options.shapes_and_load()
+    chosen = settings(load)
     with tables.progress("measuring the machine's ceilings"):
-        fresh = max(floor.gradient_bytes(shape, settings.dtype) for shape in shapes)
-        ceilings = floor.measure(settings.dtype, min(fresh, 2**30))
-    report = Report(settings, ceilings, options.JSON_OUT.value)
+        fresh = max(floor.gradient_bytes(shape, chosen.dtype) for shape in shapes)
+        ceilings = floor.measure(chosen.dtype, min(fresh, 2**30))
+    report = Report(chosen, ceilings, options.JSON_OUT.value)
     try:
         for shape in shapes:
-            report.add(shape, rows.figures(shape, settings, ceilings))
+            report.add(shape, rows.figures(shape, chosen, ceilings))
     except checks.Disagreement as error:
         tables.fail(error)
     report.close()

@@ -24,7 +24,9 @@ import loads
 import moe_kernels
 import options
 import tables
-from absl import app
+from absl import app, flags
+
+flags.adopt_module_key_flags(options)
 
 COLUMNS = ["T,d,f,E,k", "operation", "what", "ms", "cpu_ms", "rate", "unit"]
 

@@ -95,8 +95,9 @@ def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         peers = [row["peers"].get(name) for row in rows]
-        height = [np.nan if peer is None else 1 / peer["ratio"] for peer in peers]
-        axis.bar(places + (i - (len(names) - 1) / 2) * width, height, width, label=name)
+        # From 1, up or down: a bar has no other base on a logarithmic axis.
+        height = [np.nan if peer is None else 1 / peer["ratio"] - 1 for peer in peers]
+        axis.bar(places + (i - (len(names) - 1) / 2) * width, height, width, 1.0, label=name)
     axis.axhline(1.0, color="black", linewidth=1)
     shapes = [Shape(*(row[name] for name in Shape._fields)).text for row in rows]
     short = {"forward": "fwd", "forward+backward": "fwd+bwd"}

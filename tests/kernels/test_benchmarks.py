@@ -95,8 +95,27 @@ def test_every_rival_is_timed_or_its_absence_is_explained(everybody):
         assert f"not there: {name} at {SHAPE}: {reason}" in text
 
 
+def test_help_teaches():
+    done = run("--help")
+    assert "python kernels/benchmarks/layer.py --shapes=cpu --peers=all" in done.stdout
+    assert all(f"--{flag}:" in done.stdout for flag in ("shapes", "load", "peers", "plot"))
+
+
 def test_the_plot_is_a_png(everybody):
     assert everybody[2].read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_published_figures_are_shown_beside_their_kind_of_device_only(loads):
+    import plots
+
+    row = {**loads.SETS["30B"][1]._asdict(), "what": "forward", "dtype": "bfloat16"}
+    assert plots.published("NVIDIA H200", row) == (503e12, 323e12)
+    sonic, _ = plots.published("NVIDIA H100 80GB HBM3", row | {"what": "forward+backward"})
+    assert 503e12 < sonic < 511e12
+    assert plots.published("NVIDIA A100", row) is None
+    assert plots.published("NVIDIA H200", row | {"dtype": "float32"}) is None
+    assert plots.published("NVIDIA H200", row | {"tokens": 1}) is None
+    assert set(plots.PUBLISHED_H100) == set(loads.parse("1.4B,7B,30B,120B"))
 
 
 def test_absurd_rivals_are_left_out_with_the_reason():
