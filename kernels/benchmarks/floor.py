@@ -8,8 +8,10 @@ count every array once for each pass that cannot do without it:
   forward+backward  the same; pre-activations h (2 * T * k * f) written and read; x, weights, ids
                     and dy read again; dx and all parameter gradients written.
 What a real layer moves besides (gathered rows, experts' outputs) is its own affair. The floor is
-max(FLOPs / peak, bytes / bandwidth). On a CPU fresh memory costs page faults on top: the time to
-fill arrays as large as the gradients is given apart, and is no part of the floor.
+max(FLOPs / peak, bytes / bandwidth). The ceilings are measured once, before the first shape: where
+other programs use the machine, they and the floor move with them.
+On a CPU fresh memory costs page faults on top: the time to fill arrays as large as the gradients is
+given apart, and is no part of the floor.
 """
 
 import mmap
