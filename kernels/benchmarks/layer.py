@@ -1,149 +1,163 @@
-"""Times one mixture-of-experts layer against a dense one of the same activated FLOPs.
+"""Times one mixture-of-experts layer against a dense one of the same activated FLOPs, and rivals.
 
   python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --json_out=layer.json
+  python kernels/benchmarks/layer.py --shapes=cpu --peers=all --plot=layer.png
+  python kernels/benchmarks/layer.py --shapes="olmoe;2048,512,512,32,4" --load=zipf
+  python kernels/benchmarks/layer.py --shapes=olmoe --load=olmoe --load_file=expert_counts.json
 
 "dense" sends tokens * k rows through one gated feed-forward block: plain matrix products. Before
-timing, the values and all gradients of the compiled functions are compared with the reference
-backend on a sample of the tokens. Ratios compare medians of interleaved runs; cpu is the ratio of
-processor times, which a busy machine disturbs less.
+timing, the values and all gradients of the compiled functions, ours and the rivals', are compared
+with the reference backend on a sample of the tokens. All are timed in turns; figures are medians.
+
+Columns: ratio and x_NAME are moe_ffn's time over the dense block's and over rival NAME's, so below
+1 moe_ffn is faster; cpu is the ratio of processor times, which a busy machine disturbs less (on a
+GPU it says what the host does). GFLOP/s counts the three products only. floor_ms is what this
+machine's measured ceilings allow (floor.py), floor its share of moe_ffn's time, temp_MB what the
+compiler sets aside besides arguments and results. "-": not there; the foot of the table says why.
 """
 
+import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checks
+import floor
 import interleave
 import jax
-import jax.numpy as jnp
 import loads
-import moe_kernels
-import numpy as np
+import options
+import peers
+import rows
+import tables
 from absl import app, flags
 
-SHAPES = flags.DEFINE_string("shapes", "cpu", "a set (cpu, tiny) or T,d,f,E,k;T,d,f,E,k;...")
-REPEATS = flags.DEFINE_integer("repeats", 7, "timed rounds; medians are reported", lower_bound=1)
-BACKEND = flags.DEFINE_string("backend", None, "moe_ffn's backend; None picks by platform")
-DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16", "float16"], "of x and weights"
-)
-SEED = flags.DEFINE_integer("seed", 0, "seed of the data")
-JSON_OUT = flags.DEFINE_string("json_out", None, "file to write the figures to")
-
-SAMPLE = 64
-TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 1e-2}
-PARAMETERS = ("w_in", "w_out", "w_gate")
+PEERS = flags.DEFINE_string("peers", "dense", f"rivals: {', '.join(peers.BUILDERS)}; or all")
+FORCE = flags.DEFINE_bool("force", False, "run rivals even where their cost is absurd")
+PLOT = flags.DEFINE_string("plot", None, "PNG file for a roofline and speed-up bars")
+flags.adopt_module_key_flags(options)
 
 
-def moe(backend: str | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward, and forward with all gradients, of `moe_ffn`."""
-
-    def forward(x: Any, weight: Any, params: Any, expert: Any) -> Any:
-        return moe_kernels.moe_ffn(x, expert, weight, **params, backend=backend)
-
-    def both(x: Any, weight: Any, params: Any, expert: Any, dy: Any) -> Any:
-        y, pull = jax.vjp(lambda *args: forward(*args, expert), x, weight, params)
-        return y, pull(dy)
-
-    return jax.jit(forward), jax.jit(both)
+def columns(others: tuple[str, ...]) -> list[str]:
+    """Names of the table's columns, with the rivals besides dense."""
+    rate = "GFLOP/s" if jax.default_backend() == "cpu" else "TFLOP/s"
+    first = ["T,d,f,E,k", "what", "dense_ms", "moe_ffn_ms", rate, "ratio", "cpu"]
+    return [*first, *(f"x_{name}" for name in others), "floor_ms", "floor", "temp_MB"]
 
 
-def dense() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward, and forward with all gradients, of one gated block."""
-
-    def forward(x: Any, params: Any) -> Any:
-        return (jax.nn.silu(x @ params["w_gate"]) * (x @ params["w_in"])) @ params["w_out"]
-
-    def both(x: Any, params: Any, dy: Any) -> Any:
-        y, pull = jax.vjp(forward, x, params)
-        return y, pull(dy)
-
-    return jax.jit(forward), jax.jit(both)
-
-
-def check(both: Callable[..., Any], data: dict[str, Any], params: Any, dtype: str) -> None:
-    """Compares the compiled function with the reference on a sample of tokens.
-
-    With dy zero elsewhere, the gradients of the parameters come from the sample alone.
-
-    Raises:
-      AssertionError: a value or a gradient is off by more than the dtype explains.
-    """
-    x, expert, weight = data["x"], data["expert"], data["weight"]
-    chosen = np.random.default_rng(1).permutation(x.shape[0])[:SAMPLE]
-    dy = jnp.zeros_like(data["dy"]).at[chosen].set(data["dy"][chosen])
-    y, (dx, dweight, dparams) = both(x, weight, params, expert, dy)
-    reference = moe("reference")[1]
-    few = [a[chosen] for a in (x, weight, expert, dy)]
-    want = reference(few[0], few[1], params, few[2], few[3])
-    got = y[chosen], (dx[chosen], dweight[chosen], dparams)
-    for ours, right in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        ours, right = np.asarray(ours, np.float32), np.asarray(right, np.float32)
-        scale = float(np.max(np.abs(right)))
-        np.testing.assert_allclose(ours, right, rtol=0, atol=TOLERANCE[dtype] * scale)
+def cells(row: dict[str, Any], others: tuple[str, ...]) -> list[str]:
+    """A row of figures as text, in the order of `columns`."""
+    rate = row["flops_per_s"] / (1e9 if jax.default_backend() == "cpu" else 1e12)
+    shape = loads.Shape(*(row[name] for name in loads.Shape._fields))
+    found = row["peers"]
+    return [
+        shape.text,
+        row["what"],
+        f"{row['dense_ms']:.2f}",
+        f"{row['moe_ffn_ms']:.2f}",
+        f"{rate:.1f}",
+        f"{row['ratio']:.2f}",
+        f"{row['cpu_ratio']:.2f}",
+        *(f"{found[name]['ratio']:.2f}" if name in found else "-" for name in others),
+        f"{row['floor_ms']:.2f}",
+        f"{100 * row['floor_share']:.0f}%",
+        "-" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:.1f}",
+    ]
 
 
-def figures(shape: loads.Shape) -> list[dict[str, Any]]:
-    """Checks, then times one shape."""
-    data = loads.routed(shape, SEED.value, DTYPE.value)
-    params = {name: data[name] for name in PARAMETERS}
-    moe_forward, moe_both = moe(BACKEND.value)
-    check(moe_both, data, params, DTYPE.value)
+class Report:
+    """The table, the reasons at its foot, and the JSON file, which grows with every shape."""
 
-    one = {name: a[0] for name, a in params.items()}
-    rows, drows = jnp.tile(data["x"], (shape.k, 1)), jnp.tile(data["dy"], (shape.k, 1))
-    dense_forward, dense_both = dense()
-    tokens = data["x"], data["weight"], params, data["expert"]
-    pairs = {
-        "forward": (lambda: dense_forward(rows, one), lambda: moe_forward(*tokens)),
-        "forward+backward": (
-            lambda: dense_both(rows, one, drows),
-            lambda: moe_both(*tokens, data["dy"]),
-        ),
-    }
-    found = []
-    for what, (plain, routed) in pairs.items():
-        times = interleave.measure({"dense": plain, "moe_ffn": routed}, REPEATS.value)
-        found.append(
-            {
-                **shape._asdict(),
-                "what": what,
-                "dtype": DTYPE.value,
-                "backend": moe_kernels.choose(BACKEND.value),
-                "dense_ms": times["dense"].wall,
-                "moe_ffn_ms": times["moe_ffn"].wall,
-                "ratio": times["moe_ffn"].wall / times["dense"].wall,
-                "cpu_ratio": times["moe_ffn"].cpu / times["dense"].cpu,
-            }
+    def __init__(
+        self, settings: rows.Settings, ceilings: floor.Ceilings, json_out: str | None
+    ) -> None:
+        self.others = settings.peers[1:]
+        self.json_out = json_out
+        self.found: dict[str, Any] = {
+            "machine": interleave.machine(),
+            "settings": {**settings._asdict(), "load": settings.load._asdict()},
+            "ceilings": ceilings._asdict(),
+            "figures": [],
+            "missing": [],
+            "notes": [],
+        }
+        print(" ".join(f"{name}={value}" for name, value in self.found["machine"].items()))
+        print(
+            f"measured: product {ceilings.flops / 1e9:.1f} GFLOP/s, memory"
+            f" {ceilings.bandwidth / 1e9:.1f} GB/s; {settings.dtype}, {settings.load.kind} load"
         )
-    return found
+        self.table = tables.Table(columns(self.others), {"T,d,f,E,k": 22, "what": 16})
+
+    def add(self, shape: loads.Shape, found: rows.Found) -> None:
+        """The rows of one shape."""
+        for row in found.rows:
+            self.found["figures"].append(row)
+            self.table.add(cells(row, self.others))
+        for name, reason in found.reasons.items():
+            self.found["missing"].append({"shape": shape.text, "peer": name, "reason": reason})
+        self.write()
+
+    def write(self) -> None:
+        """Writes the JSON file, if there is to be one."""
+        if self.json_out:
+            Path(self.json_out).write_text(json.dumps(self.found, indent=1))
+
+    def close(self) -> None:
+        """The end of the table, and its foot."""
+        self.table.close()
+        for one in self.found["missing"]:
+            print(f"not there: {one['peer']} at {one['shape']}: {one['reason']}")
+        if any(row["first_touch_ms"] is not None for row in self.found["figures"]):
+            ms = [
+                f"{r['first_touch_ms']:.1f}" for r in self.found["figures"] if r["first_touch_ms"]
+            ]
+            print(f"first touch of the gradients' memory alone, shape by shape: {', '.join(ms)} ms")
+        for note in self.found["notes"]:
+            print(note)
+        self.write()
+
+
+def settings(load: loads.Load) -> rows.Settings:
+    """What the flags say; a mistake in them ends the program with one line and exit code 2."""
+    try:
+        chosen = peers.names(PEERS.value)
+        for path in (options.JSON_OUT.value, PLOT.value):
+            if path and not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"no folder to write {path!r} into")
+        if PLOT.value and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("--plot needs the package matplotlib")
+    except ValueError as error:
+        tables.fail(error)
+    return rows.Settings(
+        chosen,
+        load,
+        options.DTYPE.value,
+        options.BACKEND.value,
+        options.REPEATS.value,
+        options.SEED.value,
+        FORCE.value,
+    )
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, and writes it where --json_out says."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    """Prints the table, and writes what --json_out and --plot ask for."""
+    tables.no_arguments(argv)
+    shapes, load = options.shapes_and_load()
+    chosen = settings(load)
+    with tables.progress("measuring the machine's ceilings"):
+        fresh = max(floor.gradient_bytes(shape, chosen.dtype) for shape in shapes)
+        ceilings = floor.measure(chosen.dtype, min(fresh, 2**30))
+    report = Report(chosen, ceilings, options.JSON_OUT.value)
     try:
-        shapes = loads.parse(SHAPES.value)
-        moe_kernels.choose(BACKEND.value)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    about = interleave.machine()
-    print(" ".join(f"{name}={value}" for name, value in about.items()))
-    print(f"{'T,d,f,E,k':26}{'what':18}{'dense ms':>10}{'moe_ffn ms':>12}{'ratio':>8}{'cpu':>8}")
-    found = []
-    for shape in shapes:
-        for row in figures(shape):
-            found.append(row)
-            print(
-                f"{','.join(map(str, shape)):26}{row['what']:18}{row['dense_ms']:10.1f}"
-                f"{row['moe_ffn_ms']:12.1f}{row['ratio']:8.2f}{row['cpu_ratio']:8.2f}",
-                flush=True,
-            )
-    if JSON_OUT.value:
-        Path(JSON_OUT.value).write_text(json.dumps({"machine": about, "figures": found}, indent=1))
+        for shape in shapes:
+            report.add(shape, rows.figures(shape, chosen, ceilings))
+    except checks.Disagreement as error:
+        tables.fail(error)
+    report.close()
+    if PLOT.value:
+        import plots
+
+        plots.draw(report.found, PLOT.value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""Everything a GPU machine is asked for, in one command and a fixed time.
+
+  python kernels/benchmarks/gpu.py --minutes=8 --json_out=gpu.json
+  python kernels/benchmarks/gpu.py --tests=false --peers=dense,ragged_dot --plot=gpu.png
+
+First the kernels' tests run on the GPU, if they are there (all but those of the benchmarks, which
+are about CPUs), for at most --test_minutes of it. Then layer.py's table is made for twelve
+published shapes (or those of --shapes), bfloat16, forward and forward+backward, most telling shapes
+first. No shape is begun once the time that is left is less than the last one took; those left out
+are named at the foot. A shape in which something is wrong or does not fit is named with the reason,
+and the next one follows. The exit code is 1 if tests failed or did not finish, values were wrong,
+or nothing could be timed.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import checks
+import floor
+import jax
+import layer
+import loads
+import options
+import rows
+import tables
+from absl import app, flags
+
+MINUTES = flags.DEFINE_float("minutes", 8.0, "time for everything", lower_bound=0.1)
+TEST_MINUTES = flags.DEFINE_float("test_minutes", 3.0, "most time for the tests", lower_bound=0.1)
+TESTS = flags.DEFINE_bool("tests", True, "run tests/kernels on the GPU first")
+
+flags.adopt_module_key_flags(layer)
+FLAGS = flags.FLAGS
+FLAGS.set_default("shapes", "30B,7B,120B,1.4B")
+FLAGS.set_default("dtype", "bfloat16")
+FLAGS.set_default("repeats", 5)
+
+TEST_FILES = Path(__file__).parents[2] / "tests" / "kernels"
+# The middle of each model size first, then the finest experts, then the coarsest.
+ORDER = tuple(loads.SETS[name][i] for i in (1, 0, 2) for name in ("30B", "7B", "120B", "1.4B"))
+
+
+def run_tests(seconds: float) -> tuple[str, bool]:
+    """A sentence on how the tests went, and whether all of them passed.
+
+    JAX's default product on GPUs is less exact than float32, which the tests' limits assume; so
+    they run with JAX_DEFAULT_MATMUL_PRECISION=highest unless that is set.
+    """
+    if not TEST_FILES.is_dir():
+        return "tests: not run, tests/kernels is not there", True
+    # This process holds most of the GPU's memory already.
+    env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", **os.environ}
+    env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    skipped = TEST_FILES / "test_benchmarks.py"
+    command = [sys.executable, "-m", "pytest", "-q", str(TEST_FILES), f"--ignore={skipped}"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=TEST_FILES.parents[1],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"").decode(errors="replace")
+        print("\n".join(output.splitlines()[-10:]), file=sys.stderr)
+        return f"tests: stopped after {seconds:.0f} s, not finished", False
+    lines = done.stdout.strip().splitlines() or ["no output"]
+    if done.returncode:
+        print("\n".join(lines[-40:]), file=sys.stderr)
+    return f"tests: exit code {done.returncode}: {lines[-1]}", done.returncode == 0
+
+
+def table(
+    shapes: tuple[loads.Shape, ...], end: float, settings: rows.Settings
+) -> tuple[layer.Report, bool]:
+    """Times shapes until `end` (monotonic seconds); the report, and whether all were right."""
+    with tables.progress("measuring the machine's ceilings"):
+        ceilings = floor.measure(settings.dtype, 0)
+    report = layer.Report(settings, ceilings, options.JSON_OUT.value)
+    right, last, left_out = True, 0.0, []
+    for shape in shapes:
+        start = time.monotonic()
+        if start + last > end:
+            left_out.append(shape.text)
+            continue
+        try:
+            report.add(shape, rows.figures(shape, settings, ceilings))
+        except checks.Disagreement as error:
+            report.found["notes"].append(f"wrong: {shape.text}: {error}")
+            right = False
+        except RuntimeError as error:  # JAX's own are such, too
+            reason = str(error).splitlines()[0]
+            report.found["notes"].append(f"not timed: {shape.text}: {reason}")
+        gc.collect()
+        last = time.monotonic() - start
+    if left_out:
+        note = f"time is up: left out {'; '.join(left_out)} (--minutes={MINUTES.value:g})"
+        report.found["notes"].append(note)
+    return report, right
+
+
+def main(argv: list[str]) -> None:
+    """Tests, table, JSON and plot, in that order."""
+    tables.no_arguments(argv)
+    end = time.monotonic() + 60 * MINUTES.value
+    if jax.default_backend() != "gpu":
+        tables.fail(f"gpu.py needs a GPU; JAX has only {jax.default_backend()} here")
+    given, load = options.shapes_and_load()
+    settings = layer.settings(load)
+    tests, passed = "tests: not run, --tests=false", True
+    if TESTS.value:
+        with tables.progress("running tests/kernels on the GPU"):
+            tests, passed = run_tests(60 * min(TEST_MINUTES.value, MINUTES.value))
+    print(tests, flush=True)
+    report, right = table(given if options.SHAPES.present else ORDER, end, settings)
+    report.found["notes"].append(tests)
+    report.close()
+    if layer.PLOT.value and report.found["figures"]:
+        import plots
+
+        plots.draw(report.found, layer.PLOT.value)
+    if not (passed and right and report.found["figures"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
