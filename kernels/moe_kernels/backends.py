@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from moe_kernels.required_platform import require
@@ -22,6 +21,12 @@ every platform."""
 
 PACKAGES = {"triton_gpu": ("triton", "jax_triton")}
 """Backend -> packages that it needs besides JAX."""
+
+RUNTIME = {"pallas_tpu": "libtpu"}
+"""Backend -> package without which no program picks it unasked: tracing its kernels takes time."""
+
+LACKS = {"triton_gpu": ("float64",), "pallas_tpu": ("float64", "float16")}
+"""Backend -> dtypes that its hardware or its compiler does not have."""
 
 INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
 
@@ -70,24 +75,32 @@ def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -
         call = getattr(module(backend), name)
         return lambda arrays: call(**arrays, **static)
 
-    double = any(a.dtype == jnp.float64 for a in jax.tree.leaves(arrays))
+    dtypes = {a.dtype.name for a in jax.tree.leaves(arrays)}
     if backend is not None:
         if backend in RUNS_ON:
-            if double:
+            for dtype in dtypes.intersection(LACKS[backend]):
                 raise ValueError(
-                    f"backend={backend!r} has no float64: cast to float32, or use backend='xla'"
+                    f"backend={backend!r} has no {dtype}: cast to float32, or use backend='xla'"
                 )
             arrays = require(arrays, RUNS_ON[backend], backend)
         return function(backend)(arrays)
-    branches = {platform: function(b) for platform, b in _present().items()}
-    if double or not branches:
+    branches = {
+        platform: function(b)
+        for platform, b in _present().items()
+        if not dtypes.intersection(LACKS[b])
+    }
+    if not branches:
         return function("xla")(arrays)
     return lax.platform_dependent(arrays, default=function("xla"), **branches)
 
 
 def _present() -> dict[str, str]:
     """Platform -> the backend made for it, where what it needs is installed."""
-    installed = {b: platforms for b, platforms in RUNS_ON.items() if missing(b) is None}
+    installed = {
+        b: platforms
+        for b, platforms in RUNS_ON.items()
+        if missing(b) is None and (b not in RUNTIME or _installed(RUNTIME[b]))
+    }
     return {platform: b for b, platforms in installed.items() for platform in platforms}
 
 

@@ -1,6 +1,6 @@
 """Typing of values inside `jax.shard_map`, where each is the same on every device or varies."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -22,6 +22,12 @@ def unify(tree: Tree) -> Tree:
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return jax.tree.map(mark, tree)
+
+
+def struct(shape: tuple[int, ...], dtype: Any, like: Array) -> jax.ShapeDtypeStruct:
+    """The type of a kernel's output that varies over the axes that `like` varies over."""
+    axes = jax.typeof(like).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
 
 
 def _varying(a: Array) -> frozenset[str]:

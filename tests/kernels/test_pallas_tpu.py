@@ -1,14 +1,15 @@
 """The TPU kernels in Pallas' interpreter for TPUs, held to the cases that all backends share."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from moe_ffn_cases import SMALL, MoeFfnCases, problem
-from moe_kernels import backends
+from moe_kernels import backends, moe_ffn
 from ops_cases import OpsCases
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def interpreted(monkeypatch):
     """Kernels are interpreted, in a program for the CPU."""
     monkeypatch.setitem(backends.RUNS_ON, "pallas_tpu", ("cpu",))
@@ -16,13 +17,46 @@ def interpreted(monkeypatch):
         yield
 
 
+@pytest.mark.usefixtures("interpreted")
 class TestLayer(MoeFfnCases):
     backend = "pallas_tpu"
 
-    def test_double_precision(self):
-        with jax.enable_x64(True), pytest.raises(ValueError, match="has no float64: cast to"):
-            self.check(problem(9, t=SMALL, dtype="float64"), dtype="float64")
+    @pytest.mark.parametrize("dtype", ["bfloat16"])
+    def test_half_precision(self, dtype):
+        self.check(problem(9, t=SMALL, dtype=dtype), dtype=dtype)
+
+    @pytest.mark.parametrize("dtype", ["float16", "float64"])
+    def test_double_precision(self, dtype):
+        with jax.enable_x64(True), pytest.raises(ValueError, match=f"has no {dtype}: cast to"):
+            self.check(problem(9, t=SMALL, dtype=dtype), dtype=dtype)
 
 
+@pytest.mark.usefixtures("interpreted")
 class TestOps(OpsCases):
     backend = "pallas_tpu"
+    half = "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("t, d, f, e, k", [(2048, 2048, 1024, 64, 8), (100, 520, 136, 5, 2)])
+def test_a_layer_with_gradients_is_lowered_for_tpu(dtype, t, d, f, e, k):
+    shapes = {"w_in": (e, d, f), "w_gate": (e, d, f), "w_out": (e, f, d), "b_in": (e, f)}
+    params = {n: jax.ShapeDtypeStruct(s, dtype) for n, s in shapes.items()}
+    x = jax.ShapeDtypeStruct((t, d), dtype)
+    expert = jax.ShapeDtypeStruct((t, k), "int32")
+    weight = jax.ShapeDtypeStruct((t, k), "float32")
+
+    def loss(x, weight, params, expert):
+        y = moe_ffn(x, expert, weight, **params, backend="pallas_tpu")
+        return jnp.sum(y.astype(jnp.float32))
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, weight, params, expert)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    # up and down; hidden_grad, dx, three weight gradients and one of a bias.
+    assert text.count("@tpu_custom_call") == 8
+
+
+def test_named_for_another_platform_it_is_refused():
+    x, expert, weight, params, _ = problem(0)
+    with pytest.raises(ValueError, match="'pallas_tpu' runs on tpu, but this program is for cpu"):
+        jax.jit(lambda x: moe_ffn(x, expert, weight, **params, backend="pallas_tpu"))(x)

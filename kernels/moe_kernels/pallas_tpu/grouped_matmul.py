@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_kernels.manual_axes import unify
+from moe_kernels.manual_axes import struct, unify
 from moe_kernels.pallas_tpu.tiles import matmul_tile
 from moe_kernels.pallas_tpu.visits import make_visits
 
@@ -53,7 +52,7 @@ def tiled(
     *,
     transposed: bool,
     row_sum: bool = False,
-) -> list[Array]:
+) -> Sequence[Array]:
     """One kernel: the products x W[e] of every pair, and what `epilogue` makes of them.
 
     Args:
@@ -95,22 +94,25 @@ def tiled(
         *(pl.BlockSpec((1, width, k) if transposed else (1, k, width), matrix) for _ in pairs),
         *(pl.BlockSpec((1, 1, width), own) for _ in biases),
         *(
-            pl.BlockSpec((height, 1), rows) if b.shape[1] == 1 else pl.BlockSpec((height, width), block)
+            pl.BlockSpec((height, 1), rows)
+            if b.shape[1] == 1
+            else pl.BlockSpec((height, width), block)
             for b in row_blocks
         ),
     ]
-    shapes = [jax.ShapeDtypeStruct((s, n), d) for d in dtypes]
-    out_specs = [pl.BlockSpec((height, width), block) for _ in dtypes]
-    if row_sum:
-        shapes[-1] = jax.ShapeDtypeStruct((columns, s, 1), dtypes[-1])
-        out_specs[-1] = pl.BlockSpec((1, height, 1), part)
-    arrays = [
+    arrays: list[Any] = [
         *(a for a, _ in pairs),
         *(b for _, b in pairs),
         *(b[:, None, :] for b in biases),
         *row_blocks,
     ]
-    found = pl.pallas_call(
+    visits, arrays = unify((visits, arrays))
+    shapes = [struct((s, n), d, arrays[0]) for d in dtypes]
+    out_specs = [pl.BlockSpec((height, width), block) for _ in dtypes]
+    if row_sum:
+        shapes[-1] = struct((columns, s, 1), dtypes[-1], arrays[0])
+        out_specs[-1] = pl.BlockSpec((1, height, 1), part)
+    return pl.pallas_call(
         partial(_kernel, epilogue, len(pairs), len(biases), len(row_blocks), transposed, height),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits),
@@ -121,7 +123,6 @@ def tiled(
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
     )(*visits, *arrays)
-    return list(unify((arrays, found))[1])
 
 
 def _kernel(

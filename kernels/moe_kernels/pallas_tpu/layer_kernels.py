@@ -1,11 +1,12 @@
 """K1 and K4: the products with the activation in their epilogue."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
@@ -40,9 +41,8 @@ def up(
     pairs = [(x_sd, w_in)] if w_gate is None else [(x_sd, w_in), (x_sd, w_gate)]
     biases = [b for b in (b_in, b_gate) if b is not None]
     dtypes = (x_td.dtype,) * (1 + keep * len(pairs))
-    found = tiled(epilogue, pairs, biases, (), offset, dtypes, transposed=False)
-    a, h_in, h_gate = (*found, None, None)[:3]
-    return a, h_in, h_gate
+    a, *h = tiled(epilogue, pairs, biases, (), offset, dtypes, transposed=False)
+    return a, h[0] if keep else None, h[1] if keep and glu else None
 
 
 def hidden_grad(
@@ -65,24 +65,17 @@ def hidden_grad(
 
     def epilogue(products: Sequence[Array], _: Any, blocks: Sequence[Array]) -> list[Array]:
         da, weight, *h = products[0], *blocks
-        a, pull = jax.vjp(partial(hidden), *h)
-        column = tile_columns(da)
+        a, pull = jax.vjp(hidden, *h)
+        # Columns past the last one, in the last tile, hold anything.
+        column = lax.broadcasted_iota(jnp.int32, da.shape, 1) + pl.program_id(0) * da.shape[1]
         inner = jnp.where(column < f, da * a, 0)
         return [*pull(weight * da), weight * a, jnp.sum(inner, axis=1, keepdims=True)]
-
-    def tile_columns(block: Array) -> Array:
-        from jax.experimental import pallas as pl
-
-        iota = jax.lax.broadcasted_iota(jnp.int32, block.shape, 1)
-        return pl.program_id(0) * block.shape[1] + iota
 
     gates = () if h_gate_sf is None else (h_gate_sf,)
     dtypes = (*(dy_td.dtype,) * (2 + len(gates)), jnp.float32)
     rows = (weight_s[:, None], h_in_sf, *gates)
     pairs = [(dy_td[token_s], w_out)]
-    *dh, wa, parts = tiled(
-        epilogue, pairs, (), rows, offset, dtypes, transposed=True, row_sum=True
-    )
+    *dh, wa, parts = tiled(epilogue, pairs, (), rows, offset, dtypes, transposed=True, row_sum=True)
     own = jnp.arange(token_s.size) < offset[-1]
     dweight_s = jnp.where(own, jnp.sum(parts[:, :, 0], axis=0), 0)
     return dh[0], dh[1] if gates else None, wa, dweight_s

@@ -9,7 +9,9 @@ BUDGET = 12 * 2**20
 """Bytes for blocks, of 16 MiB that a TPU core gives a kernel by default."""
 
 
-def matmul_tile(rows: int, n: int, k: int, dtype: Any, *, weights: int, outputs: int) -> tuple[int, int]:
+def matmul_tile(
+    rows: int, n: int, k: int, dtype: Any, *, weights: int, outputs: int
+) -> tuple[int, int]:
     """(rows, columns) of a tile of [rows, k] x [k, n], with the whole contracted axis in memory.
 
     256 rows and 512 columns, less where that is too much; a multiple of 128 columns, or all.

@@ -3,14 +3,13 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_kernels.manual_axes import unify
+from moe_kernels.manual_axes import struct, unify
 from moe_kernels.pallas_tpu.grouped_matmul import precision
 from moe_kernels.pallas_tpu.tiles import weight_grad_tile
 from moe_kernels.pallas_tpu.visits import make_visits
@@ -30,7 +29,8 @@ def weight_grad(
     (s, k), n, e = x.shape, dy.shape[1], offset.size - 1
     height, k_tile, n_tile = weight_grad_tile(s, k, n)
     visits = make_visits(offset, s, height, empty=True)
-    dw = pl.pallas_call(
+    visits, x, dy = unify((visits, x, dy))
+    return pl.pallas_call(
         partial(_kernel, height),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits),
@@ -42,12 +42,11 @@ def weight_grad(
             out_specs=pl.BlockSpec((1, k_tile, n_tile), lambda i, j, v, of, *_: (of[v], i, j)),
             scratch_shapes=[pltpu.VMEM((k_tile, n_tile), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct((e, k, n), x.dtype),
+        out_shape=struct((e, k, n), x.dtype, x),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
     )(*visits, x, dy)
-    return unify((x, dy, dw))[2]
 
 
 def segment_pool(
