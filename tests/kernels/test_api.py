@@ -9,6 +9,7 @@ import moe_kernels
 import pytest
 from moe_ffn_cases import problem
 from moe_kernels import BACKENDS, choose
+from moe_kernels.backends import missing
 
 # Without the annotations' own checks, which tests turn on and users don't have.
 moe_ffn = inspect.unwrap(moe_kernels.moe_ffn)
@@ -47,7 +48,10 @@ def arguments(**changes):
         ({"b_gate": jnp.zeros((5,))}, "b_gate has shape (5,)"),
         ({"b_out": jnp.zeros((3, 5))}, "b_out has shape (3, 5); it must be (experts=3, d_model=6)"),
         ({"activation": "swish"}, "activation='swish' is none of silu, gelu, gelu_tanh"),
-        ({"backend": "cuda"}, "backend='cuda' is none of reference, xla (or None)"),
+        (
+            {"backend": "cuda"},
+            "backend='cuda' is none of reference, xla, triton_gpu, pallas_tpu (or None)",
+        ),
     ],
 )
 def test_bad_input(changes, message):
@@ -62,7 +66,14 @@ def test_bad_input_under_jit_is_found_while_tracing():
 
 def test_none_picks_xla_and_a_name_picks_itself():
     assert choose(None) == "xla"  # tests run on CPU
-    assert [choose(name) for name in BACKENDS] == list(BACKENDS)
+    for name in BACKENDS:
+        if missing(name):
+            with pytest.raises(
+                ValueError, match=f"^backend='{name}' cannot be used here: the pack"
+            ):
+                choose(name)
+        else:
+            assert choose(name) == name
     shape = jax.eval_shape(lambda: moe_ffn(**arguments()))
     assert shape.shape == (4, 6)
 

@@ -50,7 +50,8 @@ def test_a_layer_with_gradients_is_lowered_for_tpu(dtype, t, d, f, e, k):
         y = moe_ffn(x, expert, weight, **params, backend="pallas_tpu")
         return jnp.sum(y.astype(jnp.float32))
 
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, weight, params, expert)
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    traced = jax.jit(both).trace(x, weight, params, expert)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     # up and down; hidden_grad, dx, three weight gradients and one of a bias.
     assert text.count("@tpu_custom_call") == 8

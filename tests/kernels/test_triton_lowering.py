@@ -35,7 +35,7 @@ def lowered(backend, platform):
         y = moe_ffn(x, expert, weight, **params, backend=backend)
         return jnp.sum(y.astype(jnp.float32))
 
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, weight, params)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(x, weight, params)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
