@@ -3,8 +3,8 @@
   python kernels/benchmarks/gpu.py --minutes=8 --json_out=gpu.json
   python kernels/benchmarks/gpu.py --tests=false --peers=dense,ragged_dot --plot=gpu.png
 
-First the kernels' tests run on the GPU, if they are there (all but those of the benchmarks, which
-are about CPUs), for at most --test_minutes of it. Then layer.py's table is made for twelve
+First the kernels' tests run on the GPU, if they are there (tests/kernels/test_triton_device.py; they
+need pytest), for at most --test_minutes of it. Then layer.py's table is made for twelve
 published shapes (or those of --shapes), bfloat16, forward and forward+backward, most telling shapes
 first. No shape is begun once the time that is left is less than the last one took; those left out
 are named at the foot. A shape in which something is wrong or does not fit is named with the reason,
@@ -31,7 +31,7 @@ from absl import app, flags
 
 MINUTES = flags.DEFINE_float("minutes", 8.0, "time for everything", lower_bound=0.1)
 TEST_MINUTES = flags.DEFINE_float("test_minutes", 3.0, "most time for the tests", lower_bound=0.1)
-TESTS = flags.DEFINE_bool("tests", True, "run tests/kernels on the GPU first")
+TESTS = flags.DEFINE_bool("tests", True, "run the kernels' tests on the GPU first")
 
 flags.adopt_module_key_flags(layer)
 FLAGS = flags.FLAGS
@@ -39,7 +39,7 @@ FLAGS.set_default("shapes", "30B,7B,120B,1.4B")
 FLAGS.set_default("dtype", "bfloat16")
 FLAGS.set_default("repeats", 5)
 
-TEST_FILES = Path(__file__).parents[2] / "tests" / "kernels"
+TEST_FILE = Path(__file__).parents[2] / "tests" / "kernels" / "test_triton_device.py"
 # The middle of each model size first, then the finest experts, then the coarsest.
 ORDER = tuple(loads.SETS[name][i] for i in (1, 0, 2) for name in ("30B", "7B", "120B", "1.4B"))
 
@@ -50,17 +50,18 @@ def run_tests(seconds: float) -> tuple[str, bool]:
     JAX's default product on GPUs is less exact than float32, which the tests' limits assume; so
     they run with JAX_DEFAULT_MATMUL_PRECISION=highest unless that is set.
     """
-    if not TEST_FILES.is_dir():
-        return "tests: not run, tests/kernels is not there", True
+    if not TEST_FILE.is_file():
+        return f"tests: not run, {TEST_FILE.name} is not there", True
     # This process holds most of the GPU's memory already.
     env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", **os.environ}
     env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    skipped = TEST_FILES / "test_benchmarks.py"
-    command = [sys.executable, "-m", "pytest", "-q", str(TEST_FILES), f"--ignore={skipped}"]
+    # Without the import hook of jaxtyping, which wraps the kernels' source.
+    options = "addopts=--strict-markers --import-mode=importlib"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TEST_FILE), "-o", options]
     try:
         done = subprocess.run(
             command,
-            cwd=TEST_FILES.parents[1],
+            cwd=TEST_FILE.parents[2],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
     settings = layer.settings(load)
     tests, passed = "tests: not run, --tests=false", True
     if TESTS.value:
-        with tables.progress("running tests/kernels on the GPU"):
+        with tables.progress("running the kernels' tests on the GPU"):
             tests, passed = run_tests(60 * min(TEST_MINUTES.value, MINUTES.value))
     print(tests, flush=True)
     report, right = table(given if options.SHAPES.present else ORDER, end, settings)
