@@ -3,13 +3,12 @@
   python kernels/benchmarks/gpu.py --minutes=8 --json_out=gpu.json
   python kernels/benchmarks/gpu.py --tests=false --peers=dense,ragged_dot --plot=gpu.png
 
-First the kernels' tests run on the GPU, if they are there (tests/kernels/test_triton_device.py; they
-need pytest), for at most --test_minutes of it. Then layer.py's table is made for twelve
-published shapes (or those of --shapes), bfloat16, forward and forward+backward, most telling shapes
-first. No shape is begun once the time that is left is less than the last one took; those left out
-are named at the foot. A shape in which something is wrong or does not fit is named with the reason,
-and the next one follows. The exit code is 1 if tests failed or did not finish, values were wrong,
-or nothing could be timed.
+First tests/kernels/test_triton_device.py runs, if it is there (it needs pytest), for at most
+--test_minutes. Then layer.py's table is made for twelve published shapes (or those of --shapes),
+bfloat16, forward and forward+backward, most telling shapes first. No shape is begun once the time
+that is left is less than the last one took; those left out are named at the foot. A shape in which
+something is wrong or does not fit is named with the reason, and the next one follows. The exit code
+is 1 if tests failed or did not finish, values were wrong, or nothing could be timed.
 """
 
 import gc

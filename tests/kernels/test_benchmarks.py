@@ -95,6 +95,15 @@ def test_every_rival_is_timed_or_its_absence_is_explained(everybody):
         assert f"not there: {name} at {SHAPE}: {reason}" in text
 
 
+@pytest.mark.parity
+def test_torch_rivals_agree_with_the_oracle():
+    # They are compared with it before they are timed: one that is wrong ends the run.
+    done = run("--shapes=24,8,16,3,2", "--repeats=1", "--peers=torch_eager,torch_grouped_mm")
+    assert done.returncode == 0, done.stderr
+    assert "x_torch_eager" in done.stdout
+    assert "not there" not in done.stdout
+
+
 def test_help_teaches():
     done = run("--help")
     assert "python kernels/benchmarks/layer.py --shapes=cpu --peers=all" in done.stdout
