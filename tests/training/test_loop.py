@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 
 import jax
@@ -140,7 +139,7 @@ class StopsAt(toy.ToyTask):
     def evaluate(self, model):
         figures = super().evaluate(model)
         if self.evaluated == self.evaluation:
-            os.kill(os.getpid(), self.signum)
+            signal.raise_signal(self.signum)
             raise AssertionError("the evaluation was to be left at once")
         return figures
 
@@ -153,7 +152,7 @@ class _Signalling:
     def __next__(self):
         self._drawn += 1
         if self._drawn == self._task.step:
-            os.kill(os.getpid(), self._task.signum)
+            signal.raise_signal(self._task.signum)
         return next(self._data)
 
 
@@ -204,10 +203,10 @@ def test_prepare_runs_once_and_its_result_is_kept(tmp_path):
 
 def test_a_second_signal_acts_at_once():
     with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interrupts.signum == signal.SIGINT
         with pytest.raises(KeyboardInterrupt) as caught:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert not isinstance(caught.value, Interrupted)
 
 
@@ -215,7 +214,7 @@ def test_signals_that_are_ignored_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert interrupts.signum is None
     finally:
         signal.signal(signal.SIGINT, before)
