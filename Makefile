@@ -26,7 +26,7 @@ parity: $(VENV)/.parity ## live comparisons with torch and transformers (install
 	$(BIN)/python -m pytest -m parity -q $(ARGS)
 
 triton: $(VENV)/.triton ## the GPU kernels on a machine without a GPU (installs triton, 1 GB)
-	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_compile.py $(ARGS)
+	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_tuning.py tests/kernels/test_triton_compile.py $(ARGS)
 	$(TRITON) tests/kernels/test_triton_lowering.py
 
 lint: $(VENV)/.lint ## ruff, types, import rule

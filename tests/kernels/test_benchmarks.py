@@ -186,10 +186,11 @@ def in_process(loads, capsys):
     return call
 
 
-def test_the_gpu_script_refuses_without_a_gpu():
-    done = run(script="gpu.py")
+@pytest.mark.parametrize("script", ["gpu.py", "tune.py"])
+def test_the_gpu_scripts_refuse_without_a_gpu(script):
+    done = run(script=script)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: gpu.py needs a GPU; JAX has only cpu here"
+    assert done.stderr.splitlines()[-1] == f"error: {script} needs a GPU; JAX has only cpu here"
 
 
 def test_parts_gives_every_operation_and_the_share_of_routing(tmp_path):

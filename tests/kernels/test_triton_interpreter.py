@@ -4,27 +4,18 @@
 multiplies its bit patterns as integers (float16 takes the same paths through the kernels).
 """
 
-import os
-
 import jax
 import pytest
 from moe_ffn_cases import SMALL, MoeFfnCases, problem
 from ops_cases import OpsCases
-from triton_interpreter import Interpreter
+from triton_interpreter import install
 
 pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """Kernels run on the host, in a program for the CPU."""
-    assert os.environ.get("TRITON_INTERPRET") == "1", "run `make triton`"
-    from moe_kernels import backends
-    from moe_kernels.triton_gpu import launch
-
-    monkeypatch.setattr(launch, "_jax_triton", Interpreter)
-    monkeypatch.delitem(backends.PACKAGES, "triton_gpu")
-    monkeypatch.setitem(backends.RUNS_ON, "triton_gpu", ("cpu",))
+    install(monkeypatch)
 
 
 class TestLayer(MoeFfnCases):

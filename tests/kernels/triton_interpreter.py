@@ -1,5 +1,7 @@
 """Triton's interpreter in place of a GPU: NumPy arrays in, NumPy arrays out, no torch."""
 
+import os
+
 import jax
 import numpy as np
 
@@ -58,6 +60,17 @@ class Interpreter:
             return outputs
 
         return jax.pure_callback(run, out_type, *inputs, vmap_method="sequential")
+
+
+def install(monkeypatch):
+    """Kernels run on the host, in a program for the CPU."""
+    assert os.environ.get("TRITON_INTERPRET") == "1", "run `make triton`"
+    from moe_kernels import backends
+    from moe_kernels.triton_gpu import launch
+
+    monkeypatch.setattr(launch, "_jax_triton", Interpreter)
+    monkeypatch.delitem(backends.PACKAGES, "triton_gpu")
+    monkeypatch.setitem(backends.RUNS_ON, "triton_gpu", ("cpu",))
 
 
 def _poisoned(out):

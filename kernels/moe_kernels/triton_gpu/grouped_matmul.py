@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of
 from moe_kernels.triton_gpu.launch import launch
-from moe_kernels.triton_gpu.tiles import Tile, matmul_tile
+from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tuned import choose
 
 
 def grouped_matmul(
@@ -26,7 +27,8 @@ def grouped_matmul(
     """`primitives.GroupedMatmul`; `tile` replaces the tile sizes that would be chosen."""
     k, n = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     s = x.shape[0] if index is None else index.size
-    tile = tile or matmul_tile(s, w.shape[0], n, k, x.dtype)
+    name = "grouped_matmul_transposed" if transposed else "grouped_matmul"
+    tile = tile or choose(name, s, w.shape[0], n, k, x.dtype)
     tiles = make_tiles(offset, s, tile.block_m)
     columns = columns_of(n, tile)
     optional = (x if a is None else a for a in (index, bias, x2, w2))

@@ -10,7 +10,8 @@ from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.activations import activate, slope
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of, unused_output
 from moe_kernels.triton_gpu.launch import launch
-from moe_kernels.triton_gpu.tiles import Tile, matmul_tile
+from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tuned import choose
 
 
 def hidden_grad(
@@ -27,7 +28,7 @@ def hidden_grad(
 ) -> tuple[Array, Array | None, Array, Array]:
     """`primitives.HiddenGrad`; `tile` replaces the tile sizes that would be chosen."""
     (e, f, d), s, glu = w_out.shape, token_s.size, h_gate_sf is not None
-    tile = tile or matmul_tile(s, e, f, d, dy_td.dtype, held=4)
+    tile = tile or choose("hidden_grad", s, e, f, d, dy_td.dtype)
     tiles = make_tiles(offset, s, tile.block_m)
     columns = columns_of(f, tile)
     rows = jax.ShapeDtypeStruct((s, f), dy_td.dtype)

@@ -9,7 +9,8 @@ from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.activations import activate
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of, unused_output
 from moe_kernels.triton_gpu.launch import launch
-from moe_kernels.triton_gpu.tiles import Tile, matmul_tile
+from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tuned import choose
 
 
 def up(
@@ -27,7 +28,7 @@ def up(
 ) -> tuple[Array, Array | None, Array | None]:
     """`primitives.Up`; `tile` replaces the tile sizes that would be chosen."""
     (e, d, f), s, glu = w_in.shape, token_s.size, w_gate is not None
-    tile = tile or matmul_tile(s, e, f, d, x_td.dtype, held=2 if glu else 1)
+    tile = tile or choose("up_glu" if glu else "up", s, e, f, d, x_td.dtype)
     tiles = make_tiles(offset, s, tile.block_m)
     columns = columns_of(f, tile)
     rows, unused = jax.ShapeDtypeStruct((s, f), x_td.dtype), unused_output(x_td.dtype)

@@ -6,7 +6,8 @@ import triton.language as tl
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.triton_gpu.launch import launch
-from moe_kernels.triton_gpu.tiles import Tile, weight_grad_tile
+from moe_kernels.triton_gpu.tiles import Tile
+from moe_kernels.triton_gpu.tuned import choose
 
 
 def weight_grad(
@@ -20,7 +21,8 @@ def weight_grad(
 ) -> Float[Array, "e n_in n_out"]:
     """`primitives.WeightGrad`; `tile` replaces the tile sizes that would be chosen."""
     e, k, n = offset.size - 1, x.shape[1], dy.shape[1]
-    tile = tile or weight_grad_tile(k, n, x.dtype)
+    rows = dy.shape[0] if dy_index is None else dy_index.size
+    tile = tile or choose("weight_grad", rows, e, n, k, x.dtype)
     k_parts, n_parts = -(-k // tile.block_k), -(-n // tile.block_n)
     optional = (x if a is None else a for a in (x_index, dy_index))
     (dw,) = launch(
