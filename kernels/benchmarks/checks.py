@@ -68,7 +68,7 @@ def check(name: str, both: Callable[[Any], Any], data: dict[str, Any]) -> float:
     for what, (ours, right) in pairs.items():
         if ours is None:
             continue
-        error = float(_error(jnp.asarray(ours), right))
+        error = float(error_of(jnp.asarray(ours), right))
         if not error <= limit:
             raise Disagreement(f"{name}: {what} is off by {error:.2g} of its largest value")
         worst = max(worst, error)
@@ -84,6 +84,7 @@ def tolerance(dtype: Any) -> float:
 
 
 @jax.jit
-def _error(ours: Any, right: Any) -> Any:
+def error_of(ours: Any, right: Any) -> Any:
+    """The largest error, as a part of the largest value of `right`; NaN stays NaN."""
     ours, right = ours.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.max(jnp.abs(ours - right)) / jnp.maximum(jnp.max(jnp.abs(right)), 1e-30)

@@ -11,10 +11,12 @@ the device. Set MOE_KERNELS_TUNED to the folder to have it used; files committed
 moe_kernels/triton_gpu/tuned come with the package.
 
 Columns: heuristic_ms is the time with the tile that would be chosen without tuning, best_ms with
-the best one, gain their ratio; tried, wrong and unfit count tiles.
+the best one, gain their ratio; tried, wrong and unfit count tiles. Why tiles are unfit is said on
+stderr.
 """
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +34,8 @@ from absl import app, flags
 
 OUT = flags.DEFINE_string("out", "tuned", "folder for the file of this device's tiles")
 MINUTES = flags.DEFINE_float("minutes", 20.0, "no kernel is begun after this", lower_bound=0.1)
-flags.adopt_module_key_flags(options)
+for used in ("shapes", "dtype", "load", "load_file", "load_layer", "repeats", "seed"):
+    flags.declare_key_flag(used)
 
 COLUMNS = [
     "T,d,f,E,k",
@@ -57,7 +60,7 @@ class Tuned(NamedTuple):
     heuristic_ms: float
     tried: int
     wrong: int
-    unfit: int
+    unfit: tuple[str, ...]  # the reasons
 
 
 def candidates(heuristic: Any, kernel: str, held: int, size: int) -> Iterator[Any]:
@@ -73,7 +76,7 @@ def candidates(heuristic: Any, kernel: str, held: int, size: int) -> Iterator[An
     widths, seen = (64, 128, 256), {heuristic}
     for m, n, k in ((m, n, k) for m in rows for n in widths for k in depths):
         if n > 2 * heuristic.block_n or k > 2 * heuristic.block_k:
-            continue  # wider than the matrix
+            continue  # the heuristic is narrow because the matrix or the registers are
         held_there = k * n if grad else held * m * n
         loaded = m * (k + n) if grad else k * (m + min(held, 2) * n)
         for warps, stages in ((w, s) for w in (4, 8) for s in (2, 3, 4)):
@@ -97,17 +100,18 @@ def best(case: tune_cases.Case, tiles: list[Any], repeats: int) -> Tuned:
     want = jax.jit(case.oracle)(*case.args)
     limit = checks.tolerance(case.problem[-1])
     rivals: dict[str, Callable[[], Any]] = {}
-    wrong = unfit = 0
+    wrong = 0
+    unfit: list[str] = []
     for i, tile in enumerate(tiles):
         run = _bound(case, tile)
         try:
-            error = worst_error(run(), want)
+            error = worst_error(run(), want, case.problem[1], case.own)
         except Exception as reason:  # the compiler, the driver and JAX raise each their own
             if i == 0:
                 raise checks.Disagreement(
                     f"{case.problem[0]}: {tile} does not run: {reason}"
                 ) from None
-            unfit += 1
+            unfit.append((str(reason) or repr(reason)).splitlines()[0])
             continue
         if error <= limit:
             rivals[str(i)] = run
@@ -117,18 +121,17 @@ def best(case: tune_cases.Case, tiles: list[Any], repeats: int) -> Tuned:
             wrong += 1
     times = {name: t.wall for name, t in interleave.measure(rivals, repeats).items()}
     first = min(times, key=lambda name: times[name])
-    return Tuned(tiles[int(first)], times[first], times["0"], len(tiles), wrong, unfit)
+    return Tuned(tiles[int(first)], times[first], times["0"], len(tiles), wrong, tuple(unfit))
 
 
-def worst_error(ours: Any, want: Any) -> float:
-    """The largest error over all arrays, each as a part of its largest value; NaN stays NaN."""
-    errors = [
-        jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)))
-        / jnp.maximum(jnp.max(jnp.abs(b.astype(jnp.float32))), 1e-30)
-        for a, b in zip(ours, want, strict=True)
-        if a is not None
-    ]
-    return float(jnp.max(jnp.stack(errors)))
+def worst_error(ours: Any, want: Any, rows: int, own: int) -> float:
+    """The largest `checks.error_of` over all arrays; of those with `rows` rows the first `own`."""
+
+    def cut(a: Any) -> Any:
+        return a[:own] if a.shape[0] == rows else a
+
+    pairs = zip(ours, want, strict=True)
+    return float(jnp.max(jnp.stack([checks.error_of(cut(a), cut(b)) for a, b in pairs])))
 
 
 def _bound(case: tune_cases.Case, tile: Any) -> Callable[[], Any]:
@@ -164,14 +167,19 @@ def tune(
         table.add(
             [shape.text, kernel, f"{found.heuristic_ms:.3f}", f"{found.best_ms:.3f}"]
             + [f"{found.heuristic_ms / found.best_ms:.2f}", "x".join(map(str, found.tile))]
-            + [str(n) for n in (found.tried, found.wrong, found.unfit)]
+            + [str(n) for n in (found.tried, found.wrong, len(found.unfit))]
         )
+        for reason in sorted(set(found.unfit)):
+            print(f"{kernel}: {found.unfit.count(reason)} unfit: {reason}", file=sys.stderr)
     return left_out
 
 
 def main(argv: list[str]) -> None:
     """Tunes all shapes, prints the table, says where the tiles are."""
     tables.no_arguments(argv)
+    for flag in (options.BACKEND, options.JSON_OUT):
+        if flag.present:
+            tables.fail(f"tune.py has no use for --{flag.name}: it tunes triton_gpu, into --out")
     if jax.default_backend() != "gpu":
         tables.fail(f"tune.py needs a GPU; JAX has only {jax.default_backend()} here")
     shapes, load = options.shapes_and_load()

@@ -42,7 +42,7 @@ def tiles():
     return Tile(16, 64, 32, 4, 2), Tile(32, 64, 32, 4, 3)
 
 
-def test_a_stored_tile_is_chosen_for_loads_up_to_the_next_power_of_two(gpu):
+def test_a_stored_tile_is_chosen_for_loads_near_its_own(gpu):
     from moe_kernels.triton_gpu import tuned
 
     tile, _ = tiles()
@@ -50,7 +50,7 @@ def test_a_stored_tile_is_chosen_for_loads_up_to_the_next_power_of_two(gpu):
     tuned.here.cache_clear()
     tuned.write(gpu, {tuned.key(*PROBLEM): tile}, {"device": "Toy GPU-1"})
     kernel, _, e, n, k, dtype = PROBLEM
-    for mean, known in ((64, True), (33, True), (32, False), (65, False)):
+    for mean, known in ((64, True), (65, True), (46, True), (90, True), (45, False), (91, False)):
         found = tuned.choose(kernel, mean * e, e, n, k, dtype)
         assert (found == tile) == known
     assert tuned.choose("up", *PROBLEM[1:]) != tile
@@ -141,7 +141,7 @@ class Wrong:
                 raise answer
             return (x.at[2].add(answer),)
 
-        self.case = Case(("up", 6, 1, 1, 1, "float32"), kernel, lambda x: (x,), (x,))
+        self.case = Case(("up", 6, 1, 1, 1, "float32"), kernel, lambda x: (x,), (x,), 6)
 
 
 def test_wrong_and_unfit_tiles_are_counted_and_never_chosen(monkeypatch):
@@ -157,7 +157,7 @@ def test_wrong_and_unfit_tiles_are_counted_and_never_chosen(monkeypatch):
 
     monkeypatch.setattr(interleave, "measure", measure)
     found = tune.best(Wrong(answers).case, list(answers), 1)
-    assert found == ("e", 1.0, 2.0, 5, 2, 1)
+    assert found == ("e", 1.0, 2.0, 5, 2, ("no room",))
 
 
 @pytest.mark.parametrize("answer", [0.5, np.nan, RuntimeError("no room")])
@@ -187,10 +187,34 @@ def test_every_product_agrees_with_its_oracle_and_is_stored(monkeypatch, tmp_pat
         "grouped_matmul_transposed",
         "hidden_grad",
         "weight_grad",
+        "weight_grad",
     ]
     assert {row[-3:] for row in table.rows} == {("2", "0", "0")}
     path = tmp_path / tuned.file_name(jax.devices()[0].device_kind)
-    assert len(tuned.read(path)) == 5
+    assert len(tuned.read(path)) == 6
     late = tune.tune(shape, loads.Load("zipf"), tmp_path, table, 0.0)
     assert late[0] == "48,24,40,3,2 up_glu"
-    assert len(late) == 5
+    assert len(late) == 6
+
+
+@pytest.mark.parametrize("tokens", [48, 64])
+def test_the_layer_finds_all_that_was_tuned_for_its_shape(gpu, monkeypatch, tokens):
+    """Its rows are padded, and so must be those that are tuned."""
+    import checks
+    import loads
+    import tune_cases
+    from moe_kernels.triton_gpu import tuned
+
+    shape = loads.Shape(tokens, 24, 40, 2, 2)
+    data = loads.routed(shape, 0, "float32", loads.Load("uniform"))
+    keys = [tuned.key(*case.problem) for case in tune_cases.cases(shape, data)]
+    tuned.write(gpu, dict.fromkeys(keys, tiles()[0]), {})
+
+    def untuned(*problem):
+        raise AssertionError(f"{problem} was not tuned")
+
+    monkeypatch.setattr(tuned, "heuristic", untuned)
+    params = {name: data[name] for name in checks.PARAMETERS}
+    both = checks.layer("triton_gpu")[1]
+    own = (data["x"], data["weight"], params, data["expert"])
+    checks.check("layer", lambda dy: both(*own, dy), data)

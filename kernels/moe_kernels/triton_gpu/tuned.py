@@ -8,6 +8,7 @@ which is for those that come with the package. A problem that neither knows gets
 
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -51,9 +52,12 @@ def heuristic(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: A
 
 
 def key(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: Any) -> str:
-    """What a tile is stored under. Of the loads only their mean counts, up to a power of two."""
-    mean = -(-rows // num_experts)
-    load = 1 << max(0, mean - 1).bit_length()
+    """What a tile is stored under; of the loads only their mean, to the nearest power of two.
+
+    To the nearest, because the layer pads its rows and the single operations do not: so a mean of
+    512, and a little more, are the same load.
+    """
+    load = 1 << round(math.log2(max(1.0, rows / num_experts)))
     return f"{kernel} load={load} n={n} k={k} {jnp.dtype(dtype).name}"
 
 
@@ -61,7 +65,7 @@ def key(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: Any) ->
 def here() -> dict[str, Tile]:
     """Key -> tile for the first GPU of this machine; empty where there is no GPU."""
     try:
-        name = file_name(jax.devices("cuda")[0].device_kind)
+        name = file_name(jax.devices("gpu")[0].device_kind)
     except RuntimeError:
         return {}
     folders = [SHIPPED] + ([Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else [])
