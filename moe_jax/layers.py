@@ -1,12 +1,20 @@
 """The mixture-of-experts layer: a gate, its experts, and optionally a shared expert (Flax NNX)."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
-from moe_kernels import ACTIVATIONS, BACKENDS, moe_ffn
+from moe_kernels import (
+    ACTIVATIONS,
+    BACKENDS,
+    EXCHANGES,
+    moe_ffn,
+    moe_ffn_expert_parallel,
+)
 
 from moe_jax.errors import UserError
 from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit
@@ -67,6 +75,11 @@ class MoE(nnx.Module):
     Initialisation: expert weights are truncated normal of variance 1/fan_in (fan_in is d for w_in
     and w_gate, f for w_out), each expert independently; the router is `Gate`'s.
 
+    On a mesh, inside `jax.shard_map`: where the parameters w_* that the module holds are a
+    device's part of the experts, tokens travel over `expert_axis` to the experts they chose and
+    back (`moe_kernels.moe_ffn_expert_parallel`). Nothing else changes: the gate sees the device's
+    tokens, and a capacity counts among these (as GShard's groups do).
+
     Parameters by name: gate.w_de, w_in_edf, w_out_efd, w_gate_edf (None without glu), shared.*,
     shared_gate_d.
     """
@@ -85,6 +98,8 @@ class MoE(nnx.Module):
         selection_bias: bool = False,
         dtype: DTypeLike | None = None,
         backend: str | None = None,
+        expert_axis: str = "expert",
+        exchange: str = "all_to_all",
         rngs: nnx.Rngs,
     ):
         """Make the parameters.
@@ -102,34 +117,41 @@ class MoE(nnx.Module):
             selection_bias: a `SelectionBias` for aux-loss-free balancing.
             dtype: of the experts' arithmetic.
             backend: of `moe_ffn`; None picks by platform.
+            expert_axis: mesh axis that the experts are spread over, where they are.
+            exchange: how tokens and experts meet there: a name that `moe_kernels.EXCHANGES` has.
             rngs: of the initialisation.
 
         Raises:
-            UserError: a size below 1, an unknown activation or backend, a shared gate without a
-                shared expert, or a gate config that is not valid.
+            UserError: a size below 1, an unknown activation, backend or exchange, a shared gate
+                without a shared expert, or a gate config that is not valid.
         """
         _check_sizes(d_model=d_model, d_expert=d_expert)
         _check_activation(activation)
         if backend is not None and backend not in BACKENDS:
             raise UserError(f"backend={backend} is unknown: use one of {', '.join(BACKENDS)}")
+        if exchange not in EXCHANGES:
+            raise UserError(f"exchange={exchange} is unknown: use one of {', '.join(EXCHANGES)}")
         if shared_gate and d_shared is None:
             raise UserError("shared_gate=True needs d_shared, the width of the shared expert")
         self.activation = activation
         self.dtype = dtype
         self.backend = backend
+        self.expert_axis = expert_axis
+        self.exchange = exchange
         self.gate = Gate(
             d_model, config, use_bias=router_bias, selection_bias=selection_bias, rngs=rngs
         )
         experts = config.num_experts
         # batch_axis: fan_in is that of one expert, not of all together.
         init = nnx.initializers.lecun_normal(batch_axis=(0,))
-        self.w_in_edf = nnx.Param(init(rngs.params(), (experts, d_model, d_expert), jnp.float32))
-        self.w_out_efd = nnx.Param(init(rngs.params(), (experts, d_expert, d_model), jnp.float32))
-        self.w_gate_edf = (
-            nnx.Param(init(rngs.params(), (experts, d_model, d_expert), jnp.float32))
-            if glu
-            else None
-        )
+
+        def param(rows: int, columns: int, *axes: str) -> nnx.Param:
+            values = init(rngs.params(), (experts, rows, columns), jnp.float32)
+            return nnx.Param(values, axes=("expert", *axes))
+
+        self.w_in_edf = param(d_model, d_expert, "embed", "hidden")
+        self.w_out_efd = param(d_expert, d_model, "hidden", "embed")
+        self.w_gate_edf = param(d_model, d_expert, "embed", "hidden") if glu else None
         self.shared = (
             None
             if d_shared is None
@@ -175,7 +197,7 @@ class MoE(nnx.Module):
             segments=None if segments is None else segments.reshape(-1),
         )
         dtype = x.dtype if self.dtype is None else self.dtype
-        y_td = moe_ffn(
+        y_td = self._experts()(
             x_td.astype(dtype),
             routing.expert,
             routing.weight,
@@ -188,6 +210,12 @@ class MoE(nnx.Module):
         if self.shared is not None:
             y_td = y_td + self._shared(x_td, self.shared)
         return y_td.reshape(x.shape), routing
+
+    def _experts(self) -> Callable[..., Array]:
+        """`moe_ffn`, or the one for experts that this device holds a part of."""
+        if self.w_in_edf.shape[0] == self.gate.config.num_experts:
+            return moe_ffn
+        return partial(moe_ffn_expert_parallel, axis_name=self.expert_axis, exchange=self.exchange)
 
     def _shared(self, x: Float[Array, "t d"], shared: FeedForward) -> Float[Array, "t d"]:
         y = shared(x)

@@ -22,9 +22,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.errors import UserError
+
+AxisNames = str | tuple[str, ...] | None
+"""Mesh axes to sum over; None or (): none."""
 
 
 def sentence_reconstruction(
@@ -146,6 +149,7 @@ def load_balance(
     *,
     where: Bool[Array, "b s"] | None = None,
     over: Literal["sentence", "batch"] = "sentence",
+    axis_name: AxisNames = None,
 ) -> Float[Array, " b"] | Float[Array, ""]:
     r"""Squared distance of the mean gate from the uniform distribution.
 
@@ -158,6 +162,8 @@ def load_balance(
         probs: gate probabilities pi [b s e].
         where: real tokens [b s]; None means all.
         over: "sentence" or "batch".
+        axis_name: mesh axes that the batch is split over, inside shard_map or pmap: with
+            over="batch" u is then the mean over the whole batch, on every device.
 
     Returns:
         [b] over sentences, or a scalar over the batch.
@@ -171,14 +177,15 @@ def load_balance(
         raise ValueError(f'over="{over}" is unknown: use "sentence" or "batch"')
     p = _masked(_lift(probs), where)
     axis = (-2,) if over == "sentence" else (-3, -2)
-    count = _count(p, where, axis=-1 if over == "sentence" else None)
-    usage = jnp.sum(p, axis=axis) / count[..., None]
+    across = axis_name if over == "batch" else None
+    count = _count(p, where, axis=-1 if over == "sentence" else None, axis_name=across)
+    usage = _across(jnp.sum(p, axis=axis), across) / count[..., None]
     excess = usage - 1.0 / p.shape[-1]
     value = jnp.sum(excess * excess, axis=-1)
     if where is None:
         return value
-    some = jnp.any(where, axis=None if over == "batch" else -1)
-    return jnp.where(some, value, 0)
+    real = jnp.sum(where, axis=None if over == "batch" else -1)
+    return jnp.where(_across(real, across) > 0, value, 0)
 
 
 def switch_balance(
@@ -186,6 +193,7 @@ def switch_balance(
     expert: Int[Array, "t k"],
     *,
     where: Bool[Array, " t"] | None = None,
+    axis_name: AxisNames = None,
 ) -> Float[Array, ""]:
     r"""The balance loss of GShard and Switch Transformer, for any k.
 
@@ -199,6 +207,8 @@ def switch_balance(
         probs: scores before the cut [t e] (`Routing.probs`).
         expert: chosen experts [t k] (`Routing.expert`).
         where: real tokens [t]; None means all.
+        axis_name: mesh axes that the tokens are split over, inside shard_map or pmap: f and P are
+            then those of all tokens, on every device.
 
     Returns:
         A scalar; 0 if no token is real.
@@ -209,9 +219,10 @@ def switch_balance(
     num_experts = probs.shape[-1]
     p = _masked(_lift(probs), where)
     hits = jax.lax.stop_gradient(_one_hot_sum(expert, num_experts, p.dtype))
-    count = _count(p, where, axis=None)
-    share = jnp.sum(_masked(hits, where), axis=0) / (count * expert.shape[-1])
-    return num_experts * jnp.sum(share * (jnp.sum(p, axis=0) / count))
+    count = _count(p, where, axis=None, axis_name=axis_name)
+    hits_e = _across(jnp.sum(_masked(hits, where), axis=0), axis_name)
+    mean_e = _across(jnp.sum(p, axis=0), axis_name) / count
+    return num_experts * jnp.sum(hits_e / (count * expert.shape[-1]) * mean_e)
 
 
 def router_z(
@@ -307,11 +318,20 @@ def _masked(
 
 
 def _count(
-    p: Float[Array, "*tokens e"], where: Bool[Array, "*tokens"] | None, *, axis: int | None
+    p: Float[Array, "*tokens e"],
+    where: Bool[Array, "*tokens"] | None,
+    *,
+    axis: int | None,
+    axis_name: AxisNames = None,
 ) -> Float[Array, "*left"]:
     """Number of real tokens along `axis` (None: of all), at least 1 so that one can divide."""
     real = jnp.ones(p.shape[:-1], bool) if where is None else where
-    return jnp.maximum(jnp.sum(real, axis=axis), 1).astype(p.dtype)
+    return jnp.maximum(_across(jnp.sum(real, axis=axis), axis_name), 1).astype(p.dtype)
+
+
+def _across(sums: Shaped[Array, "*any"], axis_name: AxisNames) -> Shaped[Array, "*any"]:
+    """Sums over the devices of these mesh axes."""
+    return jax.lax.psum(sums, axis_name) if axis_name else sums
 
 
 def _one_hot_sum(

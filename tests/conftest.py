@@ -15,9 +15,17 @@ nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
 
+def pytest_configure(config):
+    """Eight devices for the tests of meshes: `-m mesh`."""
+    if "mesh" in (config.option.markexpr or ""):
+        jax.config.update("jax_num_cpu_devices", 8)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs packages of its own, or a GPU, unless asked for: `-m parity`."""
-    apart = [m for m in ("parity", "triton", "gpu") if m not in (config.option.markexpr or "")]
+    """Leave out what needs packages or devices of its own, unless asked for: `-m parity`."""
+    apart = [
+        m for m in ("parity", "triton", "gpu", "mesh") if m not in (config.option.markexpr or "")
+    ]
     chosen, left_out = [], []
     for item in items:
         (left_out if any(map(item.get_closest_marker, apart)) else chosen).append(item)

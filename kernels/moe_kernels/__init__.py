@@ -1,6 +1,7 @@
 """Fused routing kernels: JAX arrays in, JAX arrays out.
 
 `moe_ffn` is the operation: gather, grouped products, weighted combine, with its own backward pass.
+`moe_ffn_expert_parallel` is the same with the experts spread over the devices of a mesh.
 `gather_gemm`, `grouped_gemm`, `combine`, `segment_pool` and `topk_route` are its parts, each usable
 alone. `make_plan` and `make_tiles` give the integers that grouped kernels work from.
 """
@@ -9,6 +10,8 @@ from moe_kernels.activations import ACTIVATIONS as ACTIVATIONS
 from moe_kernels.api import moe_ffn as moe_ffn
 from moe_kernels.backends import BACKENDS as BACKENDS
 from moe_kernels.backends import choose as choose
+from moe_kernels.expert_parallel import EXCHANGES as EXCHANGES
+from moe_kernels.expert_parallel import moe_ffn_expert_parallel as moe_ffn_expert_parallel
 from moe_kernels.ops import combine as combine
 from moe_kernels.ops import gather_gemm as gather_gemm
 from moe_kernels.ops import grouped_gemm as grouped_gemm
@@ -22,6 +25,7 @@ from moe_kernels.plan import make_tiles as make_tiles
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
+    "EXCHANGES",
     "Plan",
     "Tiles",
     "choose",
@@ -31,6 +35,7 @@ __all__ = [
     "make_plan",
     "make_tiles",
     "moe_ffn",
+    "moe_ffn_expert_parallel",
     "segment_pool",
     "topk_route",
 ]

@@ -25,9 +25,16 @@ class Experts(NamedTuple):
 
 
 def check(
-    x: ArrayLike, expert: ArrayLike, weight: ArrayLike, experts: Experts, activation: str
+    x: ArrayLike,
+    expert: ArrayLike,
+    weight: ArrayLike,
+    experts: Experts,
+    activation: str,
+    num_experts: int | None = None,
 ) -> tuple[Array, Array, Array, Experts]:
     """Returns the arguments as JAX arrays (expert as int32), or says what is wrong with them.
+
+    `num_experts` is what ids count up to; None: the number of experts given.
 
     Raises:
       ValueError: naming the argument, what it was and what would be right.
@@ -41,7 +48,7 @@ def check(
     _check_routing(x, expert, weight)
     _check_experts(x, experts)
     if jax.config.jax_enable_checks and expert.size:  # type: ignore[attr-defined]
-        _check_ids(expert, experts.w_in.shape[0])
+        _check_ids(expert, num_experts or experts.w_in.shape[0])
     return x, expert.astype(jnp.int32), weight, experts
 
 

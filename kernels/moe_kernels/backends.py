@@ -82,7 +82,12 @@ def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -
                 raise ValueError(
                     f"backend={backend!r} has no {dtype}: cast to float32, or use backend='xla'"
                 )
-            arrays = require(arrays, RUNS_ON[backend], backend)
+            arrays = require(
+                arrays,
+                RUNS_ON[backend],
+                asked=f"backend={backend!r}",
+                instead="backend='xla', or None to pick by platform",
+            )
         return function(backend)(arrays)
     branches = {
         platform: function(b)

@@ -25,6 +25,7 @@ from moe_jax.rationale.forward import Forward, TrainedAlong, inner
 from moe_jax.rationale.initialise import spherical_kmeans, word_evidence
 from moe_jax.rationale.model import RationaleModel
 from moe_jax.rationale.results import Assessment, TextRationale
+from moe_jax.training.mesh import batch_axes
 from moe_jax.training.task import Batch, Task
 
 _START_TOKENS = 30_000  # states that the start of the gate is found on
@@ -118,7 +119,9 @@ class RationaleTask(Task):
             "entropy": losses.entropy(out.probs, where=where),
             "overlap": losses.overlap(out.probs, where=where),
             "diversity": losses.diversity(out.factors),
-            "balance": losses.load_balance(out.probs, where=where, over="batch"),
+            "balance": losses.load_balance(
+                out.probs, where=where, over="batch", axis_name=batch_axes()
+            ),
         }
         if out.decoded is not None:
             terms["token"] = losses.token_reconstruction(out.states, out.decoded, where=where)

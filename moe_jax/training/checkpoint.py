@@ -174,12 +174,21 @@ def set_aside_newer(folder: Path, step: int) -> None:
             (folder / str(later)).rename(aside)
 
 
-def restore_state(found: Found, like: TrainState) -> TrainState:
-    """The state saved in a checkpoint; `like` gives the structure (abstract or real).
+def restore_state(
+    found: Found, like: TrainState, shardings: TrainState | None = None
+) -> TrainState:
+    """The state saved in a checkpoint, whatever mesh it was saved on.
+
+    Args:
+      found: the checkpoint.
+      like: its structure, shapes and dtypes (abstract or real).
+      shardings: where each array is to lie; None: on the first device.
 
     Raises:
       UserError: the checkpoint is of a model or optimizer with other leaves.
     """
+    if shardings is not None:
+        like = jax.tree.map(_target, like, shardings)
     arrays = _load(found, _arrays(like))
     model, optimizer = arrays["model"], arrays["optimizer"]
     return TrainState(**model, **optimizer)
@@ -225,8 +234,8 @@ def _load(found: Found, like: dict[str, Any]) -> dict[str, Any]:
     return ocp.load_checkpointables(found.path, jax.tree.map(_target, like))
 
 
-def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
+def _target(leaf: Any, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
+    sharding = sharding or getattr(leaf, "sharding", None)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

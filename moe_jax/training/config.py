@@ -10,6 +10,35 @@ SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(kw_only=True)
+class MeshConfig:
+    """The devices of a run as a grid, whose axes are all axes of the batch too.
+
+    One of the sizes may be -1: as many as the machine's devices allow. Their product may be less
+    than the number of devices; the first ones are used then.
+
+    Attributes:
+      data: devices that hold copies of the parameters.
+      fsdp: devices over which each large parameter, its gradient and its optimizer state are split;
+        it is put together for the step (ZeRO).
+      expert: devices over which the experts of every MoE layer are split; it divides their number.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+
+    def validate(self, path: str = "train.mesh") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+                raise UserError(f"{path}.{name}={size!r}: must be a whole number from 1, or -1")
+        rest = [name for name, size in sizes.items() if size == -1]
+        if len(rest) > 1:
+            raise UserError(f"{path}.{rest[1]}=-1: {path}.{rest[0]} is -1 too; only one can be")
+
+
+@dataclasses.dataclass(kw_only=True)
 class TrainConfig:
     """How long to train, how fast, and what to keep.
 
@@ -27,6 +56,7 @@ class TrainConfig:
       keep_checkpoints: how many of the newest to keep. 1 leaves none to fall back to.
       max_bad_steps: stop after so many steps in a row with a loss or gradient that is not finite.
       tensorboard: write TensorBoard events too (needs the package tensorboardX).
+      mesh: the devices; an interrupted run may go on with others.
     """
 
     steps: int = 1000
@@ -42,6 +72,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_bad_steps: int = 10
     tensorboard: bool = False
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def validate(self, path: str = "train") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
@@ -55,6 +86,9 @@ class TrainConfig:
             raise UserError(f"{path}.schedule={self.schedule!r}: must be one of {SCHEDULES}")
         if not isinstance(self.tensorboard, bool):
             raise UserError(f"{path}.tensorboard={self.tensorboard!r}: must be True or False")
+        if not isinstance(self.mesh, MeshConfig):
+            raise UserError(f"{path}.mesh={self.mesh!r}: must be a MeshConfig")
+        self.mesh.validate(f"{path}.mesh")
         if self.warmup_steps >= self.steps:
             raise UserError(
                 f"{path}.warmup_steps={self.warmup_steps}: must be less than "

@@ -14,6 +14,8 @@ from moe_jax.training import checkpoint
 from moe_jax.training import workdir as folders
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.interrupt import Interrupted, Interrupts
+from moe_jax.training.layout import Layout, whole_copies
+from moe_jax.training.mesh import make_mesh, place_batch
 from moe_jax.training.metrics import (
     EVALUATION,
     Number,
@@ -59,21 +61,24 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
     folder = workdir / "checkpoints"
     found = checkpoint.newest(folder)
     init_key, prepare_key, step_key = streams(config.seed)
-    optimizer = make_optimizer(config)
+    optimizer, mesh = make_optimizer(config), make_mesh(config.mesh)
     if found is None:
         model = task.init(nnx.Rngs(init_key))
         parts = Parts(model, task.trainable)
         model = task.prepare(model, nnx.Rngs(prepare_key))
         parts.check_same(model)
         state = first_state(*parts.split(model), optimizer, step_key)
-        return _Run(task, config, workdir, parts, state)
+        layout = Layout(parts, mesh)
+        state = jax.device_put(state, layout.shardings(optimizer, state))
+        return _Run(task, config, workdir, parts, layout, state)
     folders.check_same(workdir, found.run["config"]["train"], folders.to_json(config), "train")
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)
     like = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, step_key), params, rest)
-    state = own(checkpoint.restore_state(found, like))
+    layout = Layout(parts, mesh)
+    state = own(checkpoint.restore_state(found, like, layout.shardings(optimizer, like)))
     checkpoint.set_aside_newer(folder, found.step)
-    return _Run(task, config, workdir, parts, state, found)
+    return _Run(task, config, workdir, parts, layout, state, found)
 
 
 class _Run:
@@ -85,10 +90,12 @@ class _Run:
         config: TrainConfig,
         workdir: Path,
         parts: Parts,
+        layout: Layout,
         state: TrainState,
         found: checkpoint.Found | None = None,
     ):
         self.task, self.config, self.workdir, self.parts = task, config, workdir, parts
+        self.layout = layout
         self.state, self.step = state, found.step if found else 0
         self._position = found.run["data"] if found else None
         self._window = Window(found.run["window"] if found else None)
@@ -96,7 +103,9 @@ class _Run:
 
     def model(self) -> nnx.Module:
         """The model as it is now, in arrays that no later step touches."""
-        return self.parts.merge(*own((self.state.params, self.state.rest)))
+        return self.parts.merge(
+            *whole_copies((self.state.params, self.state.rest), self.layout.mesh)
+        )
 
     def owes_evaluation(self) -> bool:
         """Was this step's evaluation cut off by a signal?"""
@@ -126,7 +135,7 @@ class _Run:
         return data
 
     def _steps(self) -> None:
-        step = jax.jit(make_step(self.task, self.parts, self.config), donate_argnums=0)
+        step = jax.jit(make_step(self.task, self.parts, self.config, self.layout), donate_argnums=0)
         self._clock = time.monotonic()
         if self._saved is None:
             self._save()
@@ -134,7 +143,8 @@ class _Run:
             self._evaluate()
         self._leave_if_asked()
         while self.step < self.config.steps:
-            self.state, metrics = step(self.state, self._next_batch())
+            batch = place_batch(self._next_batch(), self.layout.mesh)
+            self.state, metrics = step(self.state, batch)
             self.step += 1
             if self._window.add(metrics):
                 self._check_finite()

@@ -77,6 +77,13 @@ class Parts:
         )
         return params, rest
 
+    def param_axes(self) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...] | None]]:
+        """Shape and logical axes (`nnx.Param(..., axes=...)`; None: not given) by name."""
+        return {
+            _name(path): (tuple(leaf.shape), leaf.get_metadata().get("axes"))
+            for path, leaf in self._templates[0]
+        }
+
     def check_same(self, model: nnx.Module) -> None:
         """A ValueError if `model` has other leaves than the model this was made from."""
         for template, leaves in zip(self._templates, self.split(model), strict=True):

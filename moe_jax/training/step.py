@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.layout import Layout
 from moe_jax.training.state import BadSteps, Leaves, Parts, TrainState
 from moe_jax.training.task import Batch, Task
 
@@ -36,21 +37,24 @@ def make_schedule(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW whose decay leaves out leaves of fewer than two axes."""
-    adamw = optax.adamw(
+    """AdamW whose decay leaves out leaves of fewer than two axes (`clipped` comes before it).
+
+    It works on each number apart, so a part of a parameter is updated as the whole would be.
+    """
+    return optax.adamw(
         make_schedule(config),
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 2, params),
     )
-    if not config.grad_clip:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
 
 
-def make_step(task: Task, parts: Parts, config: TrainConfig) -> Step:
-    """The step to compile with `jax.jit(step, donate_argnums=0)`.
+def make_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> Step:
+    """The step of the whole mesh, to compile with `jax.jit(step, donate_argnums=0)`.
 
-    The random draws of step n come from fold_in(state.key, n): nothing else is carried. If the
+    Written for one device with named axes, and mapped over the mesh. Each device computes the loss
+    of its part of the batch; the loss minimised is the mean of these, and so are the metrics and
+    the variables that are not trained. The random draws of step n come from fold_in(state.key, n),
+    on a mesh of several devices folded with the device's number: nothing else is carried. If the
     loss or a gradient is not finite, the step counts but changes nothing else: parameters,
     optimizer and running averages stay as they were. The metrics are scalars on the device: the
     task's own, and `loss`, `grad_norm` (before clipping), `learning_rate`, and `ok` (False when
@@ -59,18 +63,22 @@ def make_step(task: Task, parts: Parts, config: TrainConfig) -> Step:
     optimizer, schedule = make_optimizer(config), make_schedule(config)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+        key = layout.device_key(jax.random.fold_in(state.key, state.step))
 
         def objective(params: Leaves):
-            model = parts.merge(params, state.rest)
+            model = parts.merge(layout.gather(params), state.rest)
             loss, metrics = task.loss(model, batch, nnx.Rngs(key))
             after = parts.split(model)[1]
             return _scalar(loss), (_checked(metrics), {name: after[name] for name in state.rest})
 
         with_grads = jax.value_and_grad(objective, has_aux=True)
         (loss, (metrics, rest)), grads = with_grads(state.params)
-        squares = jnp.stack([_square(grads[name]) for name in sorted(grads)])
+        loss, metrics, rest = layout.mean((loss, metrics, rest))
+        grads = layout.mean_grads(grads)
+        squares = layout.square_sums(grads)
+        norm = jnp.sqrt(jnp.sum(squares))
         ok, bad = _guard(loss, squares, state, config.max_bad_steps)
+        grads = clipped(grads, norm, config.grad_clip)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, rest, opt_state = jax.tree.map(
@@ -80,13 +88,13 @@ def make_step(task: Task, parts: Parts, config: TrainConfig) -> Step:
         )
         metrics |= {
             "loss": loss,
-            "grad_norm": jnp.sqrt(jnp.sum(squares)),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step - state.bad.total)),
             "ok": ok,
         }
         return TrainState(state.step + 1, state.key, params, rest, opt_state, bad), metrics
 
-    return step
+    return layout.map(step, optimizer)
 
 
 def _guard(
@@ -110,8 +118,13 @@ def _guard(
     return ~(fault | latched), after
 
 
-def _square(grad: Array) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(jnp.abs(grad).astype(jnp.float32)))
+def clipped(grads: Leaves, norm: Float[Array, ""], limit: float) -> Leaves:
+    """Gradients of a global norm of at most `limit` (0: as they are)."""
+    if not limit:
+        return grads
+    return jax.tree.map(
+        lambda g: jnp.where(norm < limit, g, (g / norm.astype(g.dtype)) * limit), grads
+    )
 
 
 def _scalar(loss: Array) -> Array:

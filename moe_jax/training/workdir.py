@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from moe_jax.errors import UserError
 
 Config = TypeVar("Config")
+MAY_DIFFER = ("train.mesh",)
+"""Fields that an interrupted run may go on with other values of."""
 Json = Any
 
 
@@ -129,10 +131,12 @@ def load(workdir: Path) -> dict[str, Json]:
 
 
 def first_difference(theirs: Json, ours: Json, path: str = "") -> tuple[str, str, str] | None:
-    """(dotted path, theirs, ours) of the first value that differs; None if all are equal."""
+    """(dotted path, theirs, ours) of the first value that differs but for MAY_DIFFER, or None."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             inner = f"{path}.{name}" if path else name
+            if inner in MAY_DIFFER:
+                continue
             found = first_difference(theirs.get(name, _NONE), ours.get(name, _NONE), inner)
             if found is not None:
                 return found

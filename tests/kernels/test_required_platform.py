@@ -8,13 +8,15 @@ from moe_kernels.required_platform import require
 
 
 def marked(x):
-    return 2 * require({"x": x, "n": x + 1}, ("cuda", "rocm"), "gpu")["x"]
+    arrays = {"x": x, "n": x + 1}
+    return 2 * require(arrays, ("cuda", "rocm"), asked="backend='gpu'", instead="another")["x"]
 
 
 @pytest.mark.parametrize("run", [marked, jax.jit(marked)])
 def test_refused_on_cpu(run):
     with pytest.raises(
-        ValueError, match=r"^backend='gpu' runs on cuda and rocm, but this program is for cpu"
+        ValueError,
+        match=r"^backend='gpu' runs on cuda and rocm, but this program is for cpu: use another",
     ):
         run(jnp.ones(3))
 

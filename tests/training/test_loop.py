@@ -15,7 +15,9 @@ from moe_jax.training import workdir as folders
 from moe_jax.training.checkpoint import list_steps, restore_model
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.interrupt import Interrupted, Interrupts
+from moe_jax.training.layout import Layout
 from moe_jax.training.loop import Diverged, train
+from moe_jax.training.mesh import make_mesh
 from moe_jax.training.state import Parts, first_state, streams
 from moe_jax.training.step import make_optimizer, make_step
 from tests.training import toy
@@ -71,7 +73,8 @@ def test_it_learns_and_the_lines_are_means_of_the_steps(unbroken):
     parts = Parts(first, task.trainable)
     first = task.prepare(first, nnx.Rngs(prepare))
     state = first_state(*parts.split(first), make_optimizer(settings), key)
-    step = jax.jit(make_step(task, parts, settings), donate_argnums=0)
+    layout = Layout(parts, make_mesh(settings.mesh))
+    step = jax.jit(make_step(task, parts, settings, layout), donate_argnums=0)
     data, losses = task.train_data(), []
     for _ in range(settings.steps):
         state, metrics = step(state, next(data))

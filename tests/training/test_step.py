@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.training.config import TrainConfig
+from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training.layout import Layout
+from moe_jax.training.mesh import make_mesh
 from moe_jax.training.state import Parts, first_state, streams
-from moe_jax.training.step import make_optimizer, make_schedule, make_step
+from moe_jax.training.step import clipped, make_optimizer, make_schedule, make_step
 from tests.training import toy
 
 
@@ -23,7 +25,8 @@ def started(task, config, seed=0):
 
 
 def compiled(task, parts, config):
-    return jax.jit(make_step(task, parts, config), donate_argnums=0)
+    layout = Layout(parts, make_mesh(MeshConfig(data=1)))
+    return jax.jit(make_step(task, parts, config, layout), donate_argnums=0)
 
 
 def numpy_leaves(tree):
@@ -59,7 +62,7 @@ def test_the_schedule_has_the_hand_worked_values(change, rates):
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 0.5, 100.0])
-def test_the_optimizer_is_clipped_adamw_that_spares_biases(grad_clip):
+def test_clipping_and_the_optimizer_are_adamw_that_spares_biases(grad_clip):
     config = TrainConfig(
         steps=10, learning_rate=0.1, warmup_steps=2, weight_decay=0.3, grad_clip=grad_clip
     )
@@ -72,11 +75,11 @@ def test_the_optimizer_is_clipped_adamw_that_spares_biases(grad_clip):
     first = {name: np.zeros_like(p) for name, p in params.items()}
     second = {name: np.zeros_like(p) for name, p in params.items()}
     for n, grad in enumerate(grads):
-        updates, state = optimizer.update(
-            {name: jnp.asarray(g, jnp.float32) for name, g in grad.items()}, state, got
-        )
-        got = {name: got[name] + updates[name] for name in got}
         norm = math.sqrt(sum((g**2).sum() for g in grad.values()))
+        small = {name: jnp.asarray(g, jnp.float32) for name, g in grad.items()}
+        small = clipped(small, jnp.float32(norm), grad_clip)
+        updates, state = optimizer.update(small, state, got)
+        got = {name: got[name] + updates[name] for name in got}
         scale = min(1.0, grad_clip / norm) if grad_clip else 1.0
         rate = 0.1 * min(n / 2, 1.0)
         for name, g in grad.items():

@@ -1,0 +1,128 @@
+"""A training state on a mesh: where its arrays lie, and the sums over devices that follow."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jaxtyping import Array, Float, Key
+
+from moe_jax.training.mesh import AXES, batch_spec, param_spec
+from moe_jax.training.state import Leaves, Parts, TrainState, own
+from moe_jax.training.task import Batch
+
+
+class Layout:
+    """Which mesh axes split each parameter; everything else is the same on every device.
+
+    The methods from `device_key` to `square_sums` are for the step of one device, where the axes
+    have names; a gradient there is that of the device's own loss.
+
+    Attributes:
+      mesh: real, or abstract for a program that is only compiled.
+      params: how each parameter lies on it, by name.
+    """
+
+    def __init__(self, parts: Parts, mesh: Mesh | AbstractMesh):
+        self.mesh = mesh
+        self.params = {
+            name: param_spec(name, shape, axes, mesh)
+            for name, (shape, axes) in parts.param_axes().items()
+        }
+
+    def state_specs(self, optimizer: optax.GradientTransformation, state: TrainState) -> TrainState:
+        """The state's PartitionSpecs: averages of gradients lie as their parameters do."""
+        same = jax.tree.map(lambda _: jax.P(), state._replace(params={}, opt_state=()))
+        moments = optax.tree_map_params(
+            optimizer,
+            lambda _, spec: spec,
+            state.opt_state,
+            self.params,
+            transform_non_params=lambda _: jax.P(),
+        )
+        return same._replace(params=self.params, opt_state=moments)
+
+    def shardings(self, optimizer: optax.GradientTransformation, state: TrainState) -> TrainState:
+        """`state_specs` as shardings."""
+        specs = self.state_specs(optimizer, state)
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
+
+    def map(
+        self,
+        step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+        optimizer: optax.GradientTransformation,
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
+        """The step of the mesh from the step of one device."""
+
+        def whole(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+            specs = self.state_specs(optimizer, state)
+            # Without check_vma: a task's own loops would have to mark what varies over devices.
+            mapped = jax.shard_map(
+                step,
+                mesh=self.mesh,
+                in_specs=(specs, jax.tree.map(batch_spec, batch)),
+                out_specs=(specs, jax.P()),
+                check_vma=False,
+            )
+            return mapped(state, batch)
+
+        return whole
+
+    def device_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """A key of this device's own; on a mesh of one device, the key itself."""
+        return key if self.mesh.size == 1 else jax.random.fold_in(key, lax.axis_index(AXES))
+
+    def gather(self, params: Leaves) -> Leaves:
+        """Parameters with the axis put together that fsdp splits."""
+
+        def one(leaf: Array, spec: jax.P) -> Array:
+            if "fsdp" not in spec or self.mesh.shape["fsdp"] == 1:
+                return leaf
+            return lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+        with jax.named_scope("gather_params"):
+            return {name: one(leaf, self.params[name]) for name, leaf in params.items()}
+
+    def mean(self, tree: Any) -> Any:
+        """Means over devices; of integers, which can only be the same everywhere, the maximum."""
+
+        def one(leaf: Array) -> Array:
+            inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+            return lax.pmean(leaf, AXES) if inexact else lax.pmax(leaf, AXES)
+
+        return tree if self.mesh.size == 1 else jax.tree.map(one, tree)
+
+    def mean_grads(self, grads: Leaves) -> Leaves:
+        """Gradients of the mean loss, from those of every device's own.
+
+        Where an axis splits a parameter, the sum over it was taken on the way back (all_gather's
+        derivative; tokens that came from other devices); the others are summed here.
+        """
+        with jax.named_scope("mean_grads"):
+            sums = self._sum(grads, lambda spec: tuple(a for a in AXES if a not in spec))
+        return jax.tree.map(lambda g: g / self.mesh.size, sums)
+
+    def square_sums(self, grads: Leaves) -> Float[Array, " leaves"]:
+        """The sum of squares of each gradient, in the order of sorted names."""
+        squares = {n: jnp.sum(jnp.square(jnp.abs(g).astype(jnp.float32))) for n, g in grads.items()}
+        sums = self._sum(squares, lambda spec: tuple(a for a in AXES if a in spec))
+        return jnp.stack([sums[name] for name in sorted(sums)])
+
+    def _sum(self, leaves: Leaves, over: Callable[[jax.P], tuple[str, ...]]) -> Leaves:
+        """Each leaf summed over the axes that its parameter's spec gives: few, large messages."""
+        groups: dict[tuple[str, ...], Leaves] = {}
+        for name, leaf in leaves.items():
+            axes = tuple(a for a in over(self.params[name]) if self.mesh.shape[a] > 1)
+            groups.setdefault(axes, {})[name] = leaf
+        done = [lax.psum(group, axes) if axes else group for axes, group in groups.items()]
+        return {name: leaf for group in done for name, leaf in group.items()}
+
+
+def whole_copies(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The arrays put together on this process's first device, in buffers of their own."""
+    same = jax.tree.map(lambda _: NamedSharding(mesh, jax.P()), tree)
+    everywhere = jax.jit(lambda tree: tree, out_shardings=same)(tree)
+    return own(jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere))
