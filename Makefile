@@ -21,7 +21,7 @@ demo: $(VENV)/.rationale ## train the rationale model on real text and show whic
 test: $(VENV)/.test ## all tests (no torch, no GPU, no network)
 	$(BIN)/python scripts/check_browser.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m mesh $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m mesh $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
 parity: $(VENV)/.parity ## live comparisons with torch and transformers (installs torch 2.13.0)
 	$(BIN)/python -m pytest -m parity -q $(ARGS)

@@ -62,11 +62,14 @@ def parse(argv: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
     return _parsed(argv, values, names)
 
 
-def parse_with_config(argv: Sequence[str], names: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
+def parse_with_config(
+    argv: Sequence[str], names: Mapping[str, str], optional: Sequence[str] = ()
+) -> tuple[Any, dict[str, str]]:
     """The config that --config=FILE names, with every --config.FIELD=VALUE set and checked.
 
     The file is Python with a function `get_config()` that returns a dataclass; --config=FILE:TEXT
-    calls `get_config(TEXT)`. Also gives the values of the plain flags `names`, as `parse` does.
+    calls `get_config(TEXT)`. Also gives the values of the plain flags `names`, as `parse` does, and
+    of the `optional` ones ("" where not given).
 
     Raises:
       UserError: no such file or field, a value of another type, or a config that is not valid.
@@ -77,18 +80,31 @@ def parse_with_config(argv: Sequence[str], names: Mapping[str, str]) -> tuple[An
     config = load_config_file(where)
     _check_fields(rest, config)
     values = flags.FlagValues()
-    _define(values, names)
+    _define(values, dict(names) | dict.fromkeys(optional, ""))
     with _flag_errors():
         # The flags of the fields are made from the fields that argv names, so it goes in here too.
         config_flags.DEFINE_config_dataclass(
             "config", config, flag_values=values, sys_argv=list(rest)
         )
     plain = _parsed(rest, values, names)
+    plain |= {name: str(values[name].value or "") for name in optional}
     set_up: Any = values["config"].value
     # Types the flags don't look at (items of tuples), and what a config file itself got wrong.
     folders.from_json(type(set_up), folders.to_json(set_up), path="--config")
     set_up.validate()
     return set_up, plain
+
+
+def whole_number(name: str, text: str) -> int:
+    """The value of a plain flag as a whole number.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--{name}={text}: must be a whole number") from None
 
 
 def load_config_file(where: str) -> Any:

@@ -10,7 +10,12 @@ from jaxtyping import Bool, Int, Shaped
 
 
 def batches(
-    arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int, shuffle: bool = True
+    arrays: Mapping[str, np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Iterate for ever over batches of `arrays`, every example once per epoch.
 
@@ -22,21 +27,23 @@ def batches(
 
     Batch i is a function of (arrays, batch_size, seed, shuffle, i) alone. The iterator's state is
     i: `get_state()` and `set_state(state)`, or hand the iterator itself to Orbax (v1) as a
-    checkpointable. Restore it into an iterator made with the same arguments.
+    checkpointable. Restore it into an iterator made with the same arguments; `part` may be another.
 
     Args:
       arrays: by name, each [n, ...] with the same n >= 1. They are read when a batch is made.
       batch_size: examples in a batch.
       seed: decides the order of every epoch; >= 0.
       shuffle: False keeps the order of the arrays in every epoch.
+      part: (i, n) gives the i-th of n equal parts of each batch, and gathers no other rows: process
+        i of n reads these. Side by side the parts are the batch, whatever n is.
 
     Returns:
-      Iterator of dicts: `arrays[name]` gathered along the first axis, [batch_size, ...], copies.
+      Dicts: `arrays[name]` gathered along the first axis (copies), [batch_size / n, ...].
 
     Raises:
-      ValueError: no arrays, no examples, different n, batch_size < 1 or seed < 0.
+      ValueError: no arrays, no examples, different n, batch_size < 1, seed < 0, or no such part.
     """
-    source = _Batches(arrays, batch_size, seed, shuffle)
+    source = _Batches(arrays, batch_size, seed, shuffle, part)
     # One gather from memory takes a few ms: reading ahead in threads would cost more memory
     # (Grain's default is 500 batches) than it saves time.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -46,7 +53,14 @@ def batches(
 class _Batches:
     """Random-access source whose element i is batch i: one gather per array, not per example."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, shuffle: bool):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        part: tuple[int, int],
+    ):
         if not arrays:
             raise ValueError("arrays is empty; give at least one array")
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -59,6 +73,14 @@ class _Batches:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if seed < 0:
             raise ValueError(f"seed={seed} must not be negative")
+        index, count = part
+        if not 0 <= index < count:
+            raise ValueError(f"part={part}: must be (i, n) with 0 <= i < n")
+        if batch_size % count:
+            raise ValueError(
+                f"batch_size={batch_size} can't be split in the {count} of part={part}"
+            )
+        self._part = slice(index * batch_size // count, (index + 1) * batch_size // count)
         self._arrays = dict(arrays)
         self._length = length
         self._batch_size = batch_size
@@ -77,7 +99,7 @@ class _Batches:
             epoch, start = divmod(place, self._length)
             chosen.append(self._order(epoch)[start : start + end - place])
             place += len(chosen[-1])
-        rows = np.concatenate(chosen)
+        rows = np.concatenate(chosen)[self._part]
         return {name: array[rows] for name, array in self._arrays.items()}
 
     def __repr__(self) -> str:

@@ -128,7 +128,7 @@ class RationaleTask(Task):
         total, means = losses.objective(terms, self.config.losses)
         return total, means
 
-    def train_data(self) -> grain.DatasetIterator:
+    def train_data(self, part: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
         """Endless shuffled batches of padded texts."""
         context, tokens = self._contexts[0], self._tokens[0][0]
         length = max(1, max(len(i) for i in tokens.ids))
@@ -136,7 +136,9 @@ class RationaleTask(Task):
         arrays = {"ids": ids, "where": where, "target": context.targets}
         if not self.config.context.train_encoder:
             arrays["states"] = pad_stack(context.states, length)[0]
-        return batches(arrays, batch_size=self.config.batch_size, seed=self.config.train.seed)
+        return batches(
+            arrays, batch_size=self.config.batch_size, seed=self.config.train.seed, part=part
+        )
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """Figures of the test part by name; {} where there is no test part."""

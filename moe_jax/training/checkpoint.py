@@ -8,7 +8,8 @@
 A checkpoint is written as `400.partial` and renamed when it is complete. What is restored is, in
 this order: the newest step whose files all have their SHA-256; with a warning, the one before it,
 and so on; nothing, if there has never been a checkpoint. If there are some but none is whole, that
-is an error: starting again is for the user to decide.
+is an error: starting again is for the user to decide. With several processes each writes the arrays
+that its devices hold, and the first one the rest.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.errors import UserError
+from moe_jax.training import hosts
 from moe_jax.training.state import Parts, TrainState, abstract_model, own
 from moe_jax.training.task import Task
 
@@ -78,8 +80,9 @@ class Saver:
 
     def __enter__(self) -> "Saver":
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._clear("*" + DELETED)
-        self._clear("*" + PARTIAL + "*")
+        if hosts.is_first():
+            self._clear("*" + DELETED)
+            self._clear("*" + PARTIAL + "*")
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
@@ -90,8 +93,14 @@ class Saver:
     def save(self, state: TrainState, record: RunRecord) -> None:
         """Start saving this state; it may be donated as soon as this returns."""
         self.wait()
-        step = int(state.step)
-        self._job = self._pool.submit(self._write, step, _arrays(own(state)), record)
+        step, arrays = int(state.step), _arrays(own(state))
+        partial = self._folder / f"{step}{PARTIAL}"
+        if hosts.part() == (0, 1):
+            self._job = self._pool.submit(self._write, step, arrays, record, None)
+            return
+        # Its beginning talks to the other processes, which only the main thread does in order.
+        writing = ocp.save_checkpointables_async(partial, arrays)
+        self._job = self._pool.submit(self._write, step, arrays, record, writing)
 
     def check(self) -> None:
         """Raise what went wrong in the last save, if it is over; never waits."""
@@ -104,11 +113,18 @@ class Saver:
         if job is not None:
             job.result()
 
-    def _write(self, step: int, arrays: dict[str, Any], record: RunRecord) -> None:
+    def _write(
+        self, step: int, arrays: dict[str, Any], record: RunRecord, writing: Any | None
+    ) -> None:
         final = self._folder / str(step)
         partial = final.with_name(final.name + PARTIAL)
         try:
-            ocp.save_checkpointables(partial, arrays)
+            if writing is None:
+                ocp.save_checkpointables(partial, arrays)
+            else:
+                writing.result()  # when all processes have written
+            if not hosts.is_first():
+                return
             run = {"step": step} | dataclasses.asdict(record) | {"arrays": _describe(arrays)}
             _write_record(partial, run)
             if final.exists():
@@ -163,6 +179,25 @@ def newest(folder: Path) -> Found | None:
     if steps:
         raise UserError(f"{folder}: every checkpoint is damaged; remove the folder to start again")
     return None
+
+
+def newest_for_all(folder: Path) -> Found | None:
+    """`newest`, found by the first process for all of them.
+
+    Raises:
+      UserError: there are checkpoints, but all are damaged; on every process.
+    """
+    mine: list[Found | None] = [None]
+
+    def look() -> int | None:
+        mine[0] = newest(folder)
+        return mine[0].step if mine[0] else None
+
+    step = hosts.first_does(look)
+    if step is None or mine[0] is not None:
+        return mine[0]
+    path = folder.absolute() / str(step)
+    return Found(step, path, _record(path))
 
 
 def set_aside_newer(folder: Path, step: int) -> None:
@@ -260,14 +295,7 @@ def _write_record(folder: Path, run: dict[str, Any]) -> None:
 
 def _verified(folder: Path) -> dict[str, Any]:
     """The content of run.json, once every file has been found to be what was written."""
-    try:
-        sealed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        body, digest = sealed["run"], sealed["sha256"]
-        if hashlib.sha256(body.encode()).hexdigest() != digest:
-            raise _Damaged("run.json was changed")
-        run = json.loads(body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(f"run.json can't be read: {error}") from error
+    run = _record(folder)
     for name, expected in run["files"].items():
         path = folder / name
         if not path.is_file():
@@ -275,6 +303,18 @@ def _verified(folder: Path) -> dict[str, Any]:
         if _sha256(path) != expected:
             raise _Damaged(f"{name} was changed")
     return run
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The content of run.json."""
+    try:
+        sealed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        body, digest = sealed["run"], sealed["sha256"]
+        if hashlib.sha256(body.encode()).hexdigest() != digest:
+            raise _Damaged("run.json was changed")
+        return json.loads(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"run.json can't be read: {error}") from error
 
 
 def _files(folder: Path) -> list[str]:

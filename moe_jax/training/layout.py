@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
@@ -79,7 +80,7 @@ class Layout:
         """Parameters with the axis put together that fsdp splits."""
 
         def one(leaf: Array, spec: jax.P) -> Array:
-            if "fsdp" not in spec or self.mesh.shape["fsdp"] == 1:
+            if "fsdp" not in spec:
                 return leaf
             return lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
 
@@ -119,6 +120,22 @@ class Layout:
             groups.setdefault(axes, {})[name] = leaf
         done = [lax.psum(group, axes) if axes else group for axes, group in groups.items()]
         return {name: leaf for group in done for name, leaf in group.items()}
+
+
+def spread(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, as one array each, laid out over all devices."""
+    is_key = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key), tree)
+    bare = jax.tree.map(
+        lambda a, key: np.asarray(jax.random.key_data(a) if key else a), tree, is_key
+    )
+
+    def dressed(bare: Any) -> Any:
+        def one(a: Array, like: Array, key: bool) -> Array:
+            return jax.random.wrap_key_data(a, impl=jax.random.key_impl(like)) if key else a
+
+        return jax.tree.map(one, bare, tree, is_key)
+
+    return jax.jit(dressed, out_shardings=shardings)(bare)
 
 
 def whole_copies(tree: Any, mesh: Mesh | AbstractMesh) -> Any:

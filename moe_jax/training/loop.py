@@ -10,11 +10,11 @@ import jax
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.training import checkpoint
+from moe_jax.training import checkpoint, hosts
 from moe_jax.training import workdir as folders
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.interrupt import Interrupted, Interrupts
-from moe_jax.training.layout import Layout, whole_copies
+from moe_jax.training.layout import Layout, spread, whole_copies
 from moe_jax.training.mesh import make_mesh, place_batch
 from moe_jax.training.metrics import (
     EVALUATION,
@@ -49,7 +49,8 @@ def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
     """
     config.validate()
     workdir = Path(workdir)
-    with folders.lock(workdir):
+    with hosts.first_holds(folders.lock(workdir)):
+        hosts.check_alike(folders.to_json(config))
         run = _start(task, config, workdir)
         if run.step < config.steps or run.owes_evaluation():
             run.finish()
@@ -59,7 +60,7 @@ def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
 def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
     """A fresh run, or the one that the newest good checkpoint holds."""
     folder = workdir / "checkpoints"
-    found = checkpoint.newest(folder)
+    found = checkpoint.newest_for_all(folder)
     init_key, prepare_key, step_key = streams(config.seed)
     optimizer, mesh = make_optimizer(config), make_mesh(config.mesh)
     if found is None:
@@ -69,7 +70,7 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
         parts.check_same(model)
         state = first_state(*parts.split(model), optimizer, step_key)
         layout = Layout(parts, mesh)
-        state = jax.device_put(state, layout.shardings(optimizer, state))
+        state = spread(state, layout.shardings(optimizer, state))
         return _Run(task, config, workdir, parts, layout, state)
     folders.check_same(workdir, found.run["config"]["train"], folders.to_json(config), "train")
     parts = Parts(model := abstract_model(task), task.trainable)
@@ -77,7 +78,7 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
     like = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, step_key), params, rest)
     layout = Layout(parts, mesh)
     state = own(checkpoint.restore_state(found, like, layout.shardings(optimizer, like)))
-    checkpoint.set_aside_newer(folder, found.step)
+    hosts.first_does(lambda: checkpoint.set_aside_newer(folder, found.step))
     return _Run(task, config, workdir, parts, layout, state, found)
 
 
@@ -110,7 +111,9 @@ class _Run:
     def owes_evaluation(self) -> bool:
         """Was this step's evaluation cut off by a signal?"""
         path = self.workdir / "metrics.jsonl"
-        return self._due(self.config.eval_every) and evaluation_at(path, self.step) is None
+        return self._due(self.config.eval_every) and hosts.first_does(
+            lambda: evaluation_at(path, self.step) is None
+        )
 
     def finish(self) -> None:
         """The steps that are left, with everything that happens between them."""
@@ -118,18 +121,21 @@ class _Run:
             self._saver = stack.enter_context(
                 checkpoint.Saver(self.workdir / "checkpoints", self.config.keep_checkpoints)
             )
-            self._progress = Progress(self.step, self.config.steps)
-            stack.callback(self._progress.close)
-            self._writers = open_writers(self.workdir, self.config, self.step)
-            for writer in self._writers:
-                stack.callback(writer.close)
+            self._progress, self._writers = None, []
+            if hosts.is_first():
+                self._progress = Progress(self.step, self.config.steps)
+                stack.callback(self._progress.close)
+                self._writers = open_writers(self.workdir, self.config, self.step)
+                for writer in self._writers:
+                    stack.callback(writer.close)
             self._data = self._open_data()
             stack.callback(self._data.close)
             self._interrupts = stack.enter_context(Interrupts())
             self._steps()
 
     def _open_data(self) -> Batches:
-        data = self.task.train_data()
+        alone = hosts.part() == (0, 1)
+        data = self.task.train_data() if alone else self.task.train_data(hosts.part())
         if self._position is not None:
             data.set_state(self._position)
         return data
@@ -148,7 +154,8 @@ class _Run:
             self.step += 1
             if self._window.add(metrics):
                 self._check_finite()
-            self._progress.step(self.step)
+            if self._progress is not None:
+                self._progress.step(self.step)
             self._saver.check()
             self._between()
 
@@ -156,7 +163,7 @@ class _Run:
         """Log, evaluate, save: in this order, so that a checkpoint never lacks its own lines."""
         if self._due(self.config.log_every):
             self._log()
-        if self._due(self.config.eval_every) and self._interrupts.signum is None:
+        if self._due(self.config.eval_every) and self._signal() is None:
             self._evaluate()
         if self._due(self.config.checkpoint_every):
             self._save()
@@ -183,16 +190,19 @@ class _Run:
         self._check_finite()
         now = time.monotonic()
         steps = self.step % self.config.log_every or self.config.log_every
-        append_timing(self.workdir / "timing.jsonl", self.step, steps, now - self._clock)
+        if self._progress is not None:
+            append_timing(self.workdir / "timing.jsonl", self.step, steps, now - self._clock)
+            self._progress.metrics(line)
         self._clock = now
         self._write(line)
-        self._progress.metrics(line)
 
     def _evaluate(self) -> None:
         began = time.monotonic()
         figures: Mapping[str, Number] = {}
-        with self._interrupts.abandoning():
-            figures = self.task.evaluate(self.model())
+        model = self.model()
+        if hosts.is_first():
+            with self._interrupts.abandoning():
+                figures = self.task.evaluate(model)
         if figures:
             self._write({EVALUATION + name: float(value) for name, value in figures.items()})
         self._clock += time.monotonic() - began  # timing.jsonl is about the steps alone
@@ -217,13 +227,21 @@ class _Run:
         return {"train": folders.to_json(self.config)}
 
     def _leave_if_asked(self) -> None:
-        signum = self._interrupts.signum
+        signum = self._signal()
         if signum is None:
             return
         if self._saved != self.step:
             self._save()
         self._saver.wait()
         raise Interrupted(signum, self.step)
+
+    def _signal(self) -> int | None:
+        """The signal to stop. Several processes agree on it where a line is logged."""
+        if hosts.part() == (0, 1):
+            return self._interrupts.signum
+        if self.step % self.config.log_every and self.step != self.config.steps:
+            return None
+        return hosts.any_signal(self._interrupts.signum)
 
     def _check_finite(self) -> None:
         """Stop if the guard has latched."""

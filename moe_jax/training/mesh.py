@@ -50,6 +50,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes = tuple(mesh_sizes(config, len(devices)).values())
+    if jax.process_count() > 1 and math.prod(sizes) < len(devices):
+        raise UserError(
+            f"train.mesh has {math.prod(sizes)} devices, the {jax.process_count()} processes have "
+            f"{len(devices)}: with several processes all must be used"
+        )
     return jax.make_mesh(
         sizes, AXES, devices=devices[: math.prod(sizes)], axis_types=(AxisType.Auto,) * len(AXES)
     )
@@ -85,6 +90,8 @@ def param_spec(
         if wanted is None or wanted in spec or (wanted == "fsdp" and not large):
             continue
         size = mesh.shape[wanted]
+        if size == 1:
+            continue  # and no None at the end: as JAX gives it back, so the step compiles once
         if not shape[i] % size:
             spec[i] = wanted
         elif wanted == "expert":
@@ -92,12 +99,14 @@ def param_spec(
                 f"{name} has {shape[i]} experts, which train.mesh.expert={size} does not divide"
             )
     while spec and spec[-1] is None:
-        spec.pop()  # as JAX gives it back, so that the step is compiled once
+        spec.pop()
     return jax.P(*spec)
 
 
 def place_batch(batch: Batch, mesh: Mesh | AbstractMesh) -> dict[str, Any]:
     """The batch on the devices, its first axis split over all of them; scalars are copied.
+
+    With several processes `batch` is this one's part of it, in equal parts (`Task.train_data`).
 
     Raises:
       UserError: the devices don't divide the number of examples.
@@ -119,10 +128,14 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def _place(name: str, array: np.ndarray, mesh: Mesh | AbstractMesh) -> jax.Array:
-    if array.ndim and array.shape[0] % mesh.size:
+    shape = array.shape
+    if array.ndim:
+        shape = (shape[0] * jax.process_count(), *shape[1:])
+    if array.ndim and shape[0] % mesh.size:
         raise UserError(
-            f"a batch has {array.shape[0]} examples ({name}), which the {mesh.size} devices of "
+            f"a batch has {shape[0]} examples ({name}), which the {mesh.size} devices of "
             "train.mesh do not divide: change the batch size, or use fewer devices "
             "(such as train.mesh.data=1)"
         )
-    return jax.device_put(array, NamedSharding(mesh, batch_spec(array)))
+    sharding = NamedSharding(mesh, batch_spec(array))
+    return jax.make_array_from_process_local_data(sharding, array, shape)

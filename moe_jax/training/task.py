@@ -72,8 +72,12 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def train_data(self) -> Batches:
-        """An endless iterator over batches that can save and restore its position (Grain's do)."""
+    def train_data(self, part: tuple[int, int] = (0, 1)) -> Batches:
+        """An endless iterator over batches that can save and restore its position (Grain's do).
+
+        With several processes, process i of n asks for part (i, n): the i-th of n equal parts of
+        each batch. A position must mean the same for every part and every n.
+        """
 
     @abc.abstractmethod
     def evaluate(self, model: nnx.Module) -> dict[str, float]:

@@ -130,14 +130,18 @@ def load(workdir: Path) -> dict[str, Json]:
     return values
 
 
-def first_difference(theirs: Json, ours: Json, path: str = "") -> tuple[str, str, str] | None:
-    """(dotted path, theirs, ours) of the first value that differs but for MAY_DIFFER, or None."""
+def first_difference(
+    theirs: Json, ours: Json, path: str = "", may_differ: tuple[str, ...] = MAY_DIFFER
+) -> tuple[str, str, str] | None:
+    """(dotted path, theirs, ours) of the first value that differs but may not, or None."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             inner = f"{path}.{name}" if path else name
-            if inner in MAY_DIFFER:
+            if inner in may_differ:
                 continue
-            found = first_difference(theirs.get(name, _NONE), ours.get(name, _NONE), inner)
+            found = first_difference(
+                theirs.get(name, _NONE), ours.get(name, _NONE), inner, may_differ
+            )
             if found is not None:
                 return found
         return None

@@ -1,5 +1,11 @@
 """A small real task with a mixture of experts: regression, both router losses over the batch."""
 
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -8,6 +14,7 @@ from moe_jax import losses
 from moe_jax.data.batches import batches
 from moe_jax.gating import GateConfig, dropped
 from moe_jax.layers import MoE
+from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.mesh import batch_axes
 from moe_jax.training.task import Task
 
@@ -32,6 +39,25 @@ def data(count=320):
     return {"x": x, "y": y, "id": np.arange(count)}
 
 
+class Recorded:
+    """Writes down the ids of every batch, by position, into the folder MOE_TOY_IDS."""
+
+    def __init__(self, inner, part):
+        self.inner = inner
+        name = f"{part[0]}of{part[1]}-{os.getpid()}.jsonl"
+        self.file = (Path(os.environ["MOE_TOY_IDS"]) / name).open("w")
+
+    def __next__(self):
+        position = json.dumps(self.inner.get_state())
+        batch = next(self.inner)
+        print(json.dumps([position, batch["id"].tolist()]), file=self.file, flush=True)
+        time.sleep(float(os.environ.get("MOE_TOY_PAUSE", "0")))
+        return batch
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 class MoETask(Task):
     def init(self, rngs):
         return Model(rngs=rngs)
@@ -44,11 +70,39 @@ class MoETask(Task):
         metrics = {"fit": fit, "balance": balance, "z": z, "dropped": dropped(routing) * 1.0}
         return fit + 0.1 * balance + 0.01 * z, metrics
 
-    def train_data(self):
-        return batches(data(), batch_size=BATCH, seed=0)
+    def train_data(self, part=(0, 1)):
+        inner = batches(data(), batch_size=BATCH, seed=0, part=part)
+        return Recorded(inner, part) if "MOE_TOY_IDS" in os.environ else inner
 
     def evaluate(self, model):
         every = data()
         return {
             "fit": float(np.mean((np.asarray(model(jnp.asarray(every["x"]))[0]) - every["y"]) ** 2))
         }
+
+
+@dataclasses.dataclass(kw_only=True)
+class MoEToyConfig:
+    """What launch/train.py --config=tests/training/moe_toy.py trains."""
+
+    system: str = "moe_toy"
+    train: TrainConfig = dataclasses.field(
+        default_factory=lambda: TrainConfig(
+            steps=30,
+            learning_rate=0.01,
+            log_every=1,
+            checkpoint_every=10,
+            eval_every=10,
+            mesh=MeshConfig(expert=2),
+        )
+    )
+
+    def validate(self) -> None:
+        self.train.validate()
+
+    def make_task(self) -> Task:
+        return MoETask()
+
+
+def get_config() -> MoEToyConfig:
+    return MoEToyConfig()

@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_trained_again(unbroken, tmp_path):
     workdir, model = unbroken
 
     class Idle(toy.ToyTask):
-        def train_data(self):
+        def train_data(self, part=(0, 1)):
             raise AssertionError("a finished run needs no data")
 
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -136,7 +136,7 @@ class StopsAt(toy.ToyTask):
         super().__init__()
         self.step, self.evaluation, self.signum = step, evaluation, signum
 
-    def train_data(self):
+    def train_data(self, part=(0, 1)):
         return _Signalling(super().train_data(), self)
 
     def evaluate(self, model):
@@ -230,7 +230,7 @@ class Poisoned(toy.ToyTask):
         super().__init__()
         self.steps = steps
 
-    def train_data(self):
+    def train_data(self, part=(0, 1)):
         return _Numbered(super().train_data())
 
     def loss(self, model, batch, rngs):
@@ -275,7 +275,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path):
 
 def test_data_that_ends_is_an_error_that_says_when(tmp_path):
     class Short(toy.ToyTask):
-        def train_data(self):
+        def train_data(self, part=(0, 1)):
             data = _Numbered(super().train_data())
             data._numbers = iter([1, 2])
             return data

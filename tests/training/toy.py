@@ -70,7 +70,7 @@ class ToyTask(Task):
         loss = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(batch["y"])), batch["y"]])
         return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["y"])}
 
-    def train_data(self):
+    def train_data(self, part=(0, 1)):
         return batches(data(0), batch_size=16, seed=3)
 
     def evaluate(self, model):
