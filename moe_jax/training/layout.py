@@ -88,11 +88,10 @@ class Layout:
             return {name: one(leaf, self.params[name]) for name, leaf in params.items()}
 
     def mean(self, tree: Any) -> Any:
-        """Means over devices; of integers, which can only be the same everywhere, the maximum."""
+        """Means over devices; counters and keys, the same on all of them, as they are."""
 
         def one(leaf: Array) -> Array:
-            inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-            return lax.pmean(leaf, AXES) if inexact else lax.pmax(leaf, AXES)
+            return lax.pmean(leaf, AXES) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
         return tree if self.mesh.size == 1 else jax.tree.map(one, tree)
 

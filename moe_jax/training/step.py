@@ -53,12 +53,12 @@ def make_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> 
 
     Written for one device with named axes, and mapped over the mesh. Each device computes the loss
     of its part of the batch; the loss minimised is the mean of these, and so are the metrics and
-    the variables that are not trained. The random draws of step n come from fold_in(state.key, n),
-    on a mesh of several devices folded with the device's number: nothing else is carried. If the
-    loss or a gradient is not finite, the step counts but changes nothing else: parameters,
-    optimizer and running averages stay as they were. The metrics are scalars on the device: the
-    task's own, and `loss`, `grad_norm` (before clipping), `learning_rate`, and `ok` (False when
-    the step was skipped).
+    the variables that are not trained (those of integers and keys must be the same on all). The
+    random draws of step n come from fold_in(state.key, n), on a mesh of several devices folded with
+    the device's number: nothing else is carried. If the loss or a gradient is not finite, the step
+    counts but changes nothing else: parameters, optimizer and running averages stay as they were.
+    The metrics are scalars on the device: the task's own, and `loss`, `grad_norm` (before
+    clipping), `learning_rate`, and `ok` (False when the step was skipped).
     """
     optimizer, schedule = make_optimizer(config), make_schedule(config)
 
@@ -141,4 +141,8 @@ def _checked(metrics: Metrics) -> Metrics:
             raise ValueError(
                 f"Task.loss gave metric {name!r} of shape {jnp.shape(value)}, must be a scalar"
             )
-    return dict(metrics)
+    return {n: v if _inexact(v) else jnp.float32(v) for n, v in metrics.items()}
+
+
+def _inexact(value: Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)

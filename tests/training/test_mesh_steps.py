@@ -141,6 +141,29 @@ def test_devices_draw_different_numbers():
     assert Run(Draws(), settings(data=1), steps=1).metrics[0]["spread"] == 0
 
 
+def test_dropout_modules_and_metrics_that_are_no_floats():
+    class WithDropout(nnx.Module):
+        def __init__(self, rngs):
+            self.layer, self.drop = nnx.Linear(8, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    class Drops(MoETask):
+        def init(self, rngs):
+            return WithDropout(rngs)
+
+        def loss(self, model, batch, rngs):
+            out = model.layer(model.drop(jnp.asarray(batch["x"])))
+            large = jnp.sum(out > 0.5)
+            metrics = {"large": large, "any": jnp.any(batch["id"] == 7)}
+            return jnp.mean((out - batch["y"]) ** 2), metrics
+
+    for count in (1, 8):
+        run = Run(Drops(), settings(data=count), steps=3)
+        assert run.metrics[-1]["large"] > 0
+        assert sum(m["any"] for m in run.metrics) in (0, 1 / count)  # a mean over devices
+        counter = [v for n, v in run.state.rest.items() if n.endswith("count")]
+        assert [int(c) for c in counter] == [3] * len(counter) != []
+
+
 def test_a_bad_step_on_one_device_is_skipped_on_all():
     class Poisoned(MoETask):
         def loss(self, model, batch, rngs):
