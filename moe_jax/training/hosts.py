@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -188,6 +189,8 @@ def leave(status: int) -> int:
     if status and jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(2)  # with it goes JAX's service, at which the others would abort
         os._exit(status)
     return status
 

@@ -232,7 +232,7 @@ ABSTRACT = AbstractMesh((8, 8), AXES, axis_types=(AxisType.Auto,) * 2)
         (
             {},
             {"all_reduce": 1, "all_to_all": 8},
-            {"all_reduce": 4, "all_to_all": 18},
+            {"all_reduce": 4, "all_to_all": 17},
         ),
         (
             {"exchange": "all_gather"},
@@ -243,7 +243,12 @@ ABSTRACT = AbstractMesh((8, 8), AXES, axis_types=(AxisType.Auto,) * 2)
 )
 def test_collectives_on_64_devices(options, forward, both):
     assert collectives(lowered(ABSTRACT, "tpu", False, **options)) == forward
-    assert collectives(lowered(ABSTRACT, "tpu", True, **options)) == both
+    found = collectives(lowered(ABSTRACT, "tpu", True, **options))
+    if jax.__version_info__ < (0, 12) and not options:
+        # The backward pass's own way back of rows, which nobody reads: later JAX leaves it out,
+        # XLA removes it.
+        found["all_to_all"] -= 1
+    assert found == both
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -46,7 +46,7 @@ class Processes:
         for i, log in enumerate(self.logs):
             command = [sys.executable, "launch/train.py", "--config=tests/training/moe_toy.py"]
             command += [f"--workdir={workdir}", where, f"--num_processes={count}"]
-            command += [f"--process_id={i}", "--timeout=30", *more, *(each[i] if each else ())]
+            command += [f"--process_id={i}", "--timeout=60", *more, *(each[i] if each else ())]
             with log.open("w") as out:
                 self.processes.append(
                     subprocess.Popen(
