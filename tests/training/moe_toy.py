@@ -54,8 +54,14 @@ class Recorded:
         time.sleep(float(os.environ.get("MOE_TOY_PAUSE", "0")))
         return batch
 
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
+    def get_state(self):
+        return self.inner.get_state()
+
+    def set_state(self, state):
+        self.inner.set_state(state)
+
+    def close(self):
+        self.inner.close()
 
 
 class MoETask(Task):

@@ -188,8 +188,14 @@ class Breaks:
             raise KeyboardInterrupt
         return next(self.inner)
 
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
+    def get_state(self):
+        return self.inner.get_state()
+
+    def set_state(self, state):
+        self.inner.set_state(state)
+
+    def close(self):
+        self.inner.close()
 
 
 def lines(workdir):
