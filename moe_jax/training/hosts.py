@@ -25,7 +25,7 @@ from moe_jax.training.workdir import first_difference
 Value = TypeVar("Value")
 AUTO = "auto"
 LOST = 3
-"""Exit status of a process that lost the others."""
+"""Exit status of a process that the others never came to."""
 
 
 class Lost(UserError):

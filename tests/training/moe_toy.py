@@ -39,20 +39,11 @@ def data(count=320):
     return {"x": x, "y": y, "id": np.arange(count)}
 
 
-class Recorded:
-    """Writes down the ids of every batch, by position, into the folder MOE_TOY_IDS."""
+class Wrapped:
+    """A data iterator around another."""
 
-    def __init__(self, inner, part):
+    def __init__(self, inner):
         self.inner = inner
-        name = f"{part[0]}of{part[1]}-{os.getpid()}.jsonl"
-        self.file = (Path(os.environ["MOE_TOY_IDS"]) / name).open("w")
-
-    def __next__(self):
-        position = json.dumps(self.inner.get_state())
-        batch = next(self.inner)
-        print(json.dumps([position, batch["id"].tolist()]), file=self.file, flush=True)
-        time.sleep(float(os.environ.get("MOE_TOY_PAUSE", "0")))
-        return batch
 
     def get_state(self):
         return self.inner.get_state()
@@ -62,6 +53,22 @@ class Recorded:
 
     def close(self):
         self.inner.close()
+
+
+class Recorded(Wrapped):
+    """Writes down the ids of every batch, by position, into the folder MOE_TOY_IDS."""
+
+    def __init__(self, inner, part):
+        super().__init__(inner)
+        name = f"{part[0]}of{part[1]}-{os.getpid()}.jsonl"
+        self.file = (Path(os.environ["MOE_TOY_IDS"]) / name).open("w")
+
+    def __next__(self):
+        position = json.dumps(self.inner.get_state())
+        batch = next(self.inner)
+        print(json.dumps([position, batch["id"].tolist()]), file=self.file, flush=True)
+        time.sleep(float(os.environ.get("MOE_TOY_PAUSE", "0")))
+        return batch
 
 
 class MoETask(Task):

@@ -19,7 +19,7 @@ from moe_jax.training.mesh import batch_axes, make_mesh, place_batch
 from moe_jax.training.state import Parts, first_state, own, streams
 from moe_jax.training.step import make_optimizer, make_step
 from tests.training import toy
-from tests.training.moe_toy import MoETask
+from tests.training.moe_toy import MoETask, Wrapped
 
 pytestmark = pytest.mark.mesh
 STEPS = 4
@@ -176,26 +176,18 @@ def test_a_bad_step_on_one_device_is_skipped_on_all():
     assert int(run.state.bad.total) == 1
 
 
-class Breaks:
+class Breaks(Wrapped):
     """An iterator that breaks after some batches."""
 
     def __init__(self, inner, after):
-        self.inner, self.left = inner, after
+        super().__init__(inner)
+        self.left = after
 
     def __next__(self):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
         return next(self.inner)
-
-    def get_state(self):
-        return self.inner.get_state()
-
-    def set_state(self, state):
-        self.inner.set_state(state)
-
-    def close(self):
-        self.inner.close()
 
 
 def lines(workdir):
