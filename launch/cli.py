@@ -63,18 +63,27 @@ def parse(argv: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_with_config(
-    argv: Sequence[str], names: Mapping[str, str], optional: Sequence[str] = ()
+    argv: Sequence[str],
+    names: Mapping[str, str],
+    optional: Sequence[str] = (),
+    bare: Mapping[str, str] | None = None,
 ) -> tuple[Any, dict[str, str]]:
     """The config that --config=FILE names, with every --config.FIELD=VALUE set and checked.
 
     The file is Python with a function `get_config()` that returns a dataclass; --config=FILE:TEXT
     calls `get_config(TEXT)`. Also gives the values of the plain flags `names`, as `parse` does, and
-    of the `optional` ones ("" where not given).
+    of the `optional` ones ("" where not given), of which `bare` are those that may stand without a
+    value, and what they are then.
 
     Raises:
       UserError: no such file or field, a value of another type, or a config that is not valid.
     """
-    where, rest = _take_config(argv)
+    alone = {
+        f"{dash}{name}": f"--{name}={value}"
+        for name, value in (bare or {}).items()
+        for dash in ("--", "-")
+    }
+    where, rest = _take_config([alone.get(arg, arg) for arg in argv])
     if where is None:
         raise UserError(f"--config=FILE is missing: a file of configs/, such as {_examples()}")
     config = load_config_file(where)
@@ -105,6 +114,18 @@ def whole_number(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise UserError(f"--{name}={text}: must be a whole number") from None
+
+
+def yes_or_no(name: str, text: str) -> bool:
+    """The value of a plain flag as a truth value.
+
+    Raises:
+      UserError: it is none.
+    """
+    known = {"true": True, "false": False}
+    if text.lower() not in known:
+        raise UserError(f"--{name}={text}: must be true or false")
+    return known[text.lower()]
 
 
 def load_config_file(where: str) -> Any:

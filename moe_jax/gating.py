@@ -225,6 +225,11 @@ class SelectionBias(nnx.Variable):
     """The selection bias of a `Gate`: state that no optimizer touches."""
 
 
+def _param(values: Array) -> nnx.Param:
+    """A router's parameter: never rounded, wherever training rounds others."""
+    return nnx.Param(values, full_precision=True)
+
+
 class Gate(nnx.Module):
     """Router logits from token states, then `route`.
 
@@ -262,9 +267,9 @@ class Gate(nnx.Module):
         self.deterministic = False
         experts = config.num_experts
         init = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
-        self.w_de = nnx.Param(init(rngs.params(), (d_model, experts), jnp.float32))
-        self.b_e = nnx.Param(jnp.zeros(experts)) if use_bias else None
-        self.w_noise_de = nnx.Param(jnp.zeros((d_model, experts))) if config.learned_noise else None
+        self.w_de = _param(init(rngs.params(), (d_model, experts), jnp.float32))
+        self.b_e = _param(jnp.zeros(experts)) if use_bias else None
+        self.w_noise_de = _param(jnp.zeros((d_model, experts))) if config.learned_noise else None
         self.selection_bias_e = SelectionBias(jnp.zeros(experts)) if selection_bias else None
 
     def __call__(

@@ -100,6 +100,7 @@ class MoE(nnx.Module):
         backend: str | None = None,
         expert_axis: str = "expert",
         exchange: str = "all_to_all",
+        recompute: bool = False,
         rngs: nnx.Rngs,
     ):
         """Make the parameters.
@@ -119,6 +120,8 @@ class MoE(nnx.Module):
             backend: of `moe_ffn`; None picks by platform.
             expert_axis: mesh axis that the experts are spread over, where they are.
             exchange: how tokens and experts meet there: a name that `moe_kernels.EXCHANGES` has.
+            recompute: keep no hidden states of the experts for the backward pass, but compute them
+                again there (gradient checkpointing; tokens don't travel again).
             rngs: of the initialisation.
 
         Raises:
@@ -138,6 +141,7 @@ class MoE(nnx.Module):
         self.backend = backend
         self.expert_axis = expert_axis
         self.exchange = exchange
+        self.recompute = recompute
         self.gate = Gate(
             d_model, config, use_bias=router_bias, selection_bias=selection_bias, rngs=rngs
         )
@@ -159,7 +163,9 @@ class MoE(nnx.Module):
                 d_model, d_shared, glu=glu, activation=activation, dtype=dtype, rngs=rngs
             )
         )
-        self.shared_gate_d = nnx.Param(jnp.zeros(d_model)) if shared_gate else None
+        self.shared_gate_d = (
+            nnx.Param(jnp.zeros(d_model), full_precision=True) if shared_gate else None
+        )
 
     def __call__(
         self,
@@ -205,6 +211,7 @@ class MoE(nnx.Module):
             self.w_out_efd[...].astype(dtype),
             w_gate=None if self.w_gate_edf is None else self.w_gate_edf[...].astype(dtype),
             activation=self.activation,
+            recompute=self.recompute,
             backend=self.backend,
         ).astype(x.dtype)
         if self.shared is not None:

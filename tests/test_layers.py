@@ -209,6 +209,27 @@ def test_shared_expert():
     )
 
 
+def test_recompute_keeps_no_hidden_states():
+    """Same values and gradients; what the backward pass keeps lacks [t k f] arrays."""
+    wide, x = 64, jnp.asarray(X)
+
+    def run(recompute):
+        graph, state = nnx.split(make(d_expert=wide, gate={"k": 2}, recompute=recompute))
+
+        def function(state, x):
+            return jnp.sum(nnx.merge(graph, state)(x)[0] ** 2)
+
+        value, pull = jax.vjp(function, state, x)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size"))
+        return value, pull(jnp.ones(())), kept
+
+    (value, grads, kept), (again, same, fewer) = run(False), run(True)
+    np.testing.assert_allclose(again, value, rtol=1e-6)
+    for got, want in zip(*map(jax.tree.leaves, (same, grads)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert kept - fewer >= 2 * T * 2 * wide
+
+
 @pytest.mark.parametrize("glu", [True, False])
 def test_feed_forward(glu):
     block = FeedForward(D, F, glu=glu, activation="relu", rngs=nnx.Rngs(1))

@@ -214,14 +214,22 @@ _rounds.defvjp(_rounds_fwd, _rounds_bwd)
 def _start(how: How, expert: Array, experts: Experts) -> tuple[Plan, Array]:
     """The plan over all experts, and how many rounds the fullest pair of the axis needs."""
     plan = make_plan(expert, how.peers * experts.w_in.shape[0])
+    if _one_round(how, expert):
+        return plan, jnp.int32(1)
     most = jnp.max(loads(plan, how.peers))
-    return plan, lax.pmax(-(-most // how.rows), how.axis_name)
+    with jax.named_scope("dispatch"):
+        return plan, lax.pmax(-(-most // how.rows), how.axis_name)
+
+
+def _one_round(how: How, slots: Array) -> bool:
+    """Has the first round room for everything, whatever the load?"""
+    return how.rows >= slots.size
 
 
 def _further(how: How, number: Array, total: Any, one: Any, *args: Any) -> Any:
     """`total` plus one(index, *args) for rounds 1, 2, ...; args[1] is weight."""
-    if how.rows >= args[1].size:
-        return total  # the first round has room for everything
+    if _one_round(how, args[1]):
+        return total
 
     def body(state: tuple[Array, Any]) -> tuple[Array, Any]:
         index, total = state

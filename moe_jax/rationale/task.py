@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -131,7 +132,7 @@ class RationaleTask(Task):
     def train_data(self, part: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
         """Endless shuffled batches of padded texts."""
         context, tokens = self._contexts[0], self._tokens[0][0]
-        length = max(1, max(len(i) for i in tokens.ids))
+        length = _length(tokens)
         ids, where = pad_stack(tokens.ids, length)
         arrays = {"ids": ids, "where": where, "target": context.targets}
         if not self.config.context.train_encoder:
@@ -139,6 +140,19 @@ class RationaleTask(Task):
         return batches(
             arrays, batch_size=self.config.batch_size, seed=self.config.train.seed, part=part
         )
+
+    def batch_like(self) -> Batch:
+        """Shapes of a batch, from the tokens alone: nothing is encoded."""
+        rows, width = self.config.batch_size, self.pretrained.config.d_model
+        length = _length(self._tokens[0][0])
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "ids": ((rows, length), jnp.int32),
+            "where": ((rows, length), jnp.bool_),
+            "target": ((rows, width), jnp.float32),
+        }
+        if not self.config.context.train_encoder:
+            shapes["states"] = ((rows, length, width), jnp.float16)
+        return {name: jax.ShapeDtypeStruct(*like) for name, like in shapes.items()}
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """Figures of the test part by name; {} where there is no test part."""
@@ -299,6 +313,11 @@ class RationaleTask(Task):
         )
         sums = np.bincount(owner[:count], cosine, len(masks))
         return sums / np.maximum(np.bincount(owner[:count], minlength=len(masks)), 1)
+
+
+def _length(tokens: Tokenised) -> int:
+    """To which a batch is padded."""
+    return max(1, max(len(i) for i in tokens.ids))
 
 
 class _Progress:

@@ -7,6 +7,7 @@ from typing import Any
 from moe_jax.errors import UserError
 
 SCHEDULES = ("constant", "cosine")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,21 +22,31 @@ class MeshConfig:
       fsdp: devices over which each large parameter, its gradient and its optimizer state are split;
         it is put together for the step (ZeRO).
       expert: devices over which the experts of every MoE layer are split; it divides their number.
+      pmap: map the step by `jax.pmap` over `data`, the only axis then, instead of `jax.shard_map`;
+        one process only. The results are the same.
     """
 
     data: int = -1
     fsdp: int = 1
     expert: int = 1
+    pmap: bool = False
 
     def validate(self, path: str = "train.mesh") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
-        sizes = dataclasses.asdict(self)
+        sizes = {"data": self.data, "fsdp": self.fsdp, "expert": self.expert}
+        if not isinstance(self.pmap, bool):
+            raise UserError(f"{path}.pmap={self.pmap!r}: must be True or False")
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
                 raise UserError(f"{path}.{name}={size!r}: must be a whole number from 1, or -1")
         rest = [name for name, size in sizes.items() if size == -1]
         if len(rest) > 1:
             raise UserError(f"{path}.{rest[1]}=-1: {path}.{rest[0]} is -1 too; only one can be")
+        for name in ("fsdp", "expert"):
+            if self.pmap and sizes[name] != 1:
+                raise UserError(
+                    f"{path}.{name}={sizes[name]}: {path}.pmap has the axis data alone; leave it 1"
+                )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,6 +59,13 @@ class TrainConfig:
       warmup_steps: the rate climbs linearly from 0 and reaches the peak at this step.
       schedule: what follows the warm-up: "constant", or "cosine" down to 0 at the last step.
       weight_decay: decoupled decay of the weights with two axes or more (never of biases).
+      accumulate: work through each device's part of the batch in so many equal pieces, one after
+        the other, and take their mean gradient: less memory, the same batch. What a loss sums over
+        the batch (balance) it then sums over a piece.
+      dtype: of the parameters as the loss sees them. "bfloat16": float32 ones are rounded for the
+        step (not those of routers), which halves what fsdp sends to put them together; parameters,
+        gradients' sums and optimizer stay float32. A model computes in it as far as its inputs and
+        its own `dtype`s do.
       grad_clip: the largest global norm of the gradient; larger ones are scaled; 0 = no clipping.
       seed: of initialisation and of every random draw of the loss.
       log_every: one line of metrics.jsonl per so many steps: means over them.
@@ -64,6 +82,8 @@ class TrainConfig:
     warmup_steps: int = 0
     schedule: str = "constant"
     weight_decay: float = 0.0
+    accumulate: int = 1
+    dtype: str = "float32"
     grad_clip: float = 1.0
     seed: int = 0
     log_every: int = 50
@@ -84,6 +104,8 @@ class TrainConfig:
             raise UserError(f"{path}.learning_rate={self.learning_rate}: must be more than 0")
         if self.schedule not in SCHEDULES:
             raise UserError(f"{path}.schedule={self.schedule!r}: must be one of {SCHEDULES}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"{path}.dtype={self.dtype!r}: must be one of {DTYPES}")
         if not isinstance(self.tensorboard, bool):
             raise UserError(f"{path}.tensorboard={self.tensorboard!r}: must be True or False")
         if not isinstance(self.mesh, MeshConfig):
@@ -99,6 +121,7 @@ class TrainConfig:
 _INTEGERS = {
     "steps": 1,
     "warmup_steps": 0,
+    "accumulate": 1,
     "seed": 0,
     "log_every": 1,
     "eval_every": 0,

@@ -1,5 +1,6 @@
 """A training state on a mesh: where its arrays lie, and the sums over devices that follow."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Key
 
-from moe_jax.training.mesh import AXES, batch_spec, param_spec
+from moe_jax.training.mesh import batch_spec, param_spec
 from moe_jax.training.state import Leaves, Parts, TrainState, own
 from moe_jax.training.task import Batch
+
+Mapped = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 
 class Layout:
@@ -23,12 +26,14 @@ class Layout:
     have names; a gradient there is that of the device's own loss.
 
     Attributes:
-      mesh: real, or abstract for a program that is only compiled.
+      mesh: real, or abstract for a program that is only traced.
+      axes: of the mesh, those with several devices.
       params: how each parameter lies on it, by name.
     """
 
     def __init__(self, parts: Parts, mesh: Mesh | AbstractMesh):
         self.mesh = mesh
+        self.axes = tuple(name for name, size in mesh.shape.items() if size > 1)
         self.params = {
             name: param_spec(name, shape, axes, mesh)
             for name, (shape, axes) in parts.param_axes().items()
@@ -53,9 +58,9 @@ class Layout:
 
     def map(
         self,
-        step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+        step: Mapped,
         optimizer: optax.GradientTransformation,
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
+    ) -> Mapped:
         """The step of the mesh from the step of one device."""
 
         def whole(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
@@ -64,7 +69,7 @@ class Layout:
             mapped = jax.shard_map(
                 step,
                 mesh=self.mesh,
-                in_specs=(specs, jax.tree.map(batch_spec, batch)),
+                in_specs=(specs, {n: batch_spec(a, self.mesh) for n, a in batch.items()}),
                 out_specs=(specs, jax.P()),
                 check_vma=False,
             )
@@ -72,9 +77,34 @@ class Layout:
 
         return whole
 
+    def pmap(self, step: Mapped, donate: tuple[int, ...]) -> Mapped:
+        """`map` and compiled, by `jax.pmap` over the axis "data" of a mesh that has no other."""
+        devices = list(self.mesh.devices.flat) if isinstance(self.mesh, Mesh) else []
+
+        @functools.cache
+        def mapped(split: frozenset[str], whole: frozenset[str]) -> Mapped:
+            axes = dict.fromkeys(split, 0) | dict.fromkeys(whole, None)
+            return jax.pmap(
+                step,
+                axis_name="data",
+                in_axes=(None, axes),
+                out_axes=(None, None),
+                devices=devices,
+                donate_argnums=donate,
+            )
+
+        def whole(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+            split = {
+                n: a.reshape(len(devices), -1, *a.shape[1:]) for n, a in batch.items() if a.ndim
+            }
+            scalars = batch.keys() - split.keys()
+            return mapped(frozenset(split), frozenset(scalars))(state, {**batch, **split})
+
+        return whole
+
     def device_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
         """A key of this device's own; on a mesh of one device, the key itself."""
-        return key if self.mesh.size == 1 else jax.random.fold_in(key, lax.axis_index(AXES))
+        return key if self.mesh.size == 1 else jax.random.fold_in(key, lax.axis_index(self.axes))
 
     def gather(self, params: Leaves) -> Leaves:
         """Parameters with the axis put together that fsdp splits."""
@@ -91,32 +121,42 @@ class Layout:
         """Means over devices; counters and keys, the same on all of them, as they are."""
 
         def one(leaf: Array) -> Array:
-            return lax.pmean(leaf, AXES) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+            return lax.pmean(leaf, self.axes) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
-        return tree if self.mesh.size == 1 else jax.tree.map(one, tree)
+        with jax.named_scope("mean_metrics"):
+            return tree if self.mesh.size == 1 else jax.tree.map(one, tree)
 
     def mean_grads(self, grads: Leaves) -> Leaves:
         """Gradients of the mean loss, from those of every device's own.
 
-        Where an axis splits a parameter, the sum over it was taken on the way back (all_gather's
-        derivative; tokens that came from other devices); the others are summed here.
+        Where fsdp splits a parameter, a device keeps its part of the sum. The sum over the experts'
+        axis was taken on the way back, by the tokens that came from other devices.
         """
+
+        def scatter(name: str, leaf: Array) -> Array:
+            spec = self.params[name]
+            if "fsdp" not in spec:
+                return leaf
+            axis = spec.index("fsdp")
+            return lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
+
         with jax.named_scope("mean_grads"):
-            sums = self._sum(grads, lambda spec: tuple(a for a in AXES if a not in spec))
+            mine = {name: scatter(name, leaf) for name, leaf in grads.items()}
+            sums = self._sum(mine, lambda spec: tuple(a for a in self.axes if a not in spec))
         return jax.tree.map(lambda g: g / self.mesh.size, sums)
 
     def square_sums(self, grads: Leaves) -> Float[Array, " leaves"]:
         """The sum of squares of each gradient, in the order of sorted names."""
         squares = {n: jnp.sum(jnp.square(jnp.abs(g).astype(jnp.float32))) for n, g in grads.items()}
-        sums = self._sum(squares, lambda spec: tuple(a for a in AXES if a in spec))
+        with jax.named_scope("grad_norm"):
+            sums = self._sum(squares, lambda spec: tuple(a for a in self.axes if a in spec))
         return jnp.stack([sums[name] for name in sorted(sums)])
 
     def _sum(self, leaves: Leaves, over: Callable[[jax.P], tuple[str, ...]]) -> Leaves:
         """Each leaf summed over the axes that its parameter's spec gives: few, large messages."""
         groups: dict[tuple[str, ...], Leaves] = {}
         for name, leaf in leaves.items():
-            axes = tuple(a for a in over(self.params[name]) if self.mesh.shape[a] > 1)
-            groups.setdefault(axes, {})[name] = leaf
+            groups.setdefault(over(self.params[name]), {})[name] = leaf
         done = [lax.psum(group, axes) if axes else group for axes, group in groups.items()]
         return {name: leaf for group in done for name, leaf in group.items()}
 

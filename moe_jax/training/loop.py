@@ -24,9 +24,10 @@ from moe_jax.training.metrics import (
     evaluation_at,
     open_writers,
 )
+from moe_jax.training.profile import Profiler, ProfileSteps
 from moe_jax.training.progress import Progress
 from moe_jax.training.state import Parts, TrainState, abstract_model, first_state, own, streams
-from moe_jax.training.step import make_optimizer, make_step
+from moe_jax.training.step import compile_step, make_optimizer
 from moe_jax.training.task import Batch, Batches, Task
 
 
@@ -34,7 +35,9 @@ class Diverged(UserError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
+def train(
+    task: Task, config: TrainConfig, workdir: Path | str, *, profile: ProfileSteps | None = None
+) -> nnx.Module:
     """Train a task to `config.steps` and return its model.
 
     Under `workdir` it leaves metrics.jsonl (means over every `log_every` steps, and evaluations),
@@ -42,8 +45,12 @@ def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
     one, and everything but timing.jsonl ends up bit for bit as if it had never stopped. A finished
     run is not trained again.
 
+    With `profile`, profile/ has a trace of these steps (JAX's profiler: XProf, TensorBoard). With
+    `jax.config.jax_debug_nans` the first NaN stops the run, with a traceback of where it arose.
+
     Raises:
-      UserError: a bad config, a workdir of another run, a full disk.
+      UserError: a bad config, a workdir of another run, a full disk, steps to profile that are
+        not to be made.
       Diverged: `max_bad_steps` steps in a row were not finite; says where.
       Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint left.
     """
@@ -52,8 +59,10 @@ def train(task: Task, config: TrainConfig, workdir: Path | str) -> nnx.Module:
     with hosts.first_holds(folders.lock(workdir)):
         hosts.check_alike(folders.to_json(config))
         run = _start(task, config, workdir)
+        if profile is not None:
+            profile.check(run.step, config.steps)
         if run.step < config.steps or run.owes_evaluation():
-            run.finish()
+            run.finish(profile)
         return run.model()
 
 
@@ -115,7 +124,7 @@ class _Run:
             lambda: evaluation_at(path, self.step) is None
         )
 
-    def finish(self) -> None:
+    def finish(self, profile: ProfileSteps | None = None) -> None:
         """The steps that are left, with everything that happens between them."""
         with contextlib.ExitStack() as stack:
             self._saver = stack.enter_context(
@@ -131,6 +140,7 @@ class _Run:
             self._data = self._open_data()
             stack.callback(self._data.close)
             self._interrupts = stack.enter_context(Interrupts())
+            self._profiler = stack.enter_context(Profiler(profile, self.workdir / "profile"))
             self._steps()
 
     def _open_data(self) -> Batches:
@@ -141,7 +151,7 @@ class _Run:
         return data
 
     def _steps(self) -> None:
-        step = jax.jit(make_step(self.task, self.parts, self.config, self.layout), donate_argnums=0)
+        step = compile_step(self.task, self.parts, self.config, self.layout)
         self._clock = time.monotonic()
         if self._saved is None:
             self._save()
@@ -150,8 +160,10 @@ class _Run:
         self._leave_if_asked()
         while self.step < self.config.steps:
             batch = place_batch(self._next_batch(), self.layout.mesh)
+            self._profiler.before(self.step + 1)
             self.state, metrics = step(self.state, batch)
             self.step += 1
+            self._profiler.after(self.step, metrics)
             if self._window.add(metrics):
                 self._check_finite()
             if self._progress is not None:

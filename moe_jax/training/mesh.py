@@ -55,8 +55,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"train.mesh has {math.prod(sizes)} devices, the {jax.process_count()} processes have "
             f"{len(devices)}: with several processes all must be used"
         )
+    if config.pmap:
+        if jax.process_count() > 1:
+            raise UserError("train.mesh.pmap=True works in one process only: leave it False")
+        sizes = sizes[:1]
+    names = AXES[: len(sizes)]
     return jax.make_mesh(
-        sizes, AXES, devices=devices[: math.prod(sizes)], axis_types=(AxisType.Auto,) * len(AXES)
+        sizes, names, devices=devices[: math.prod(sizes)], axis_types=(AxisType.Auto,) * len(names)
     )
 
 
@@ -89,7 +94,7 @@ def param_spec(
         wanted = "fsdp" if axes is None else RULES.get(axes[i] or "")
         if wanted is None or wanted in spec or (wanted == "fsdp" and not large):
             continue
-        size = mesh.shape[wanted]
+        size = mesh.shape.get(wanted, 1)
         if size == 1:
             continue  # and no None at the end: as JAX gives it back, so the step compiles once
         if not shape[i] % size:
@@ -114,9 +119,19 @@ def place_batch(batch: Batch, mesh: Mesh | AbstractMesh) -> dict[str, Any]:
     return {name: _place(name, np.asarray(array), mesh) for name, array in batch.items()}
 
 
-def batch_spec(array: Any) -> jax.P:
+def batch_spec(array: Any, mesh: Mesh | AbstractMesh) -> jax.P:
     """How an array of a batch lies on the mesh."""
-    return jax.P(AXES) if array.ndim else jax.P()
+    return jax.P(mesh.axis_names) if array.ndim else jax.P()
+
+
+def check_batch(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> None:
+    """A UserError if the devices don't divide the examples of a batch's array `name`."""
+    if shape and shape[0] % mesh.size:
+        raise UserError(
+            f"a batch has {shape[0]} examples ({name}), which the {mesh.size} devices of "
+            "train.mesh do not divide: change the batch size, or use fewer devices "
+            "(such as train.mesh.data=1)"
+        )
 
 
 def batch_axes() -> tuple[str, ...]:
@@ -131,11 +146,6 @@ def _place(name: str, array: np.ndarray, mesh: Mesh | AbstractMesh) -> jax.Array
     shape = array.shape
     if array.ndim:
         shape = (shape[0] * jax.process_count(), *shape[1:])
-    if array.ndim and shape[0] % mesh.size:
-        raise UserError(
-            f"a batch has {shape[0]} examples ({name}), which the {mesh.size} devices of "
-            "train.mesh do not divide: change the batch size, or use fewer devices "
-            "(such as train.mesh.data=1)"
-        )
-    sharding = NamedSharding(mesh, batch_spec(array))
+    check_batch(name, shape, mesh)
+    sharding = NamedSharding(mesh, batch_spec(array, mesh))
     return jax.make_array_from_process_local_data(sharding, array, shape)

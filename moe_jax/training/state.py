@@ -84,6 +84,14 @@ class Parts:
             for path, leaf in self._templates[0]
         }
 
+    def full_precision(self) -> set[str]:
+        """Names of parameters that are never rounded (`nnx.Param(..., full_precision=True)`)."""
+        return {
+            _name(path)
+            for path, leaf in self._templates[0]
+            if leaf.get_metadata().get("full_precision")
+        }
+
     def check_same(self, model: nnx.Module) -> None:
         """A ValueError if `model` has other leaves than the model this was made from."""
         for template, leaves in zip(self._templates, self.split(model), strict=True):

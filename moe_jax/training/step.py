@@ -5,19 +5,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.gradient import Metrics, make_gradient
 from moe_jax.training.layout import Layout
 from moe_jax.training.state import BadSteps, Leaves, Parts, TrainState
 from moe_jax.training.task import Batch, Task
 
-Metrics = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-RESERVED = ("loss", "grad_norm", "learning_rate", "ok")
-"""Metrics that the step itself gives; `Task.loss` may not use these names."""
 
 
 def make_schedule(config: TrainConfig) -> optax.Schedule:
@@ -60,20 +56,37 @@ def make_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> 
     The metrics are scalars on the device: the task's own, and `loss`, `grad_norm` (before
     clipping), `learning_rate`, and `ok` (False when the step was skipped).
     """
+    return layout.map(_device_step(task, parts, config, layout), make_optimizer(config))
+
+
+def compile_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> Step:
+    """`make_step`, compiled, the state donated (or by `jax.pmap`, if the config says so)."""
+    # JAX looks for the first NaN by running the step again, on what it was given.
+    donate = () if jax.debug_nans.value else (0,)
+    if config.mesh.pmap:
+        return layout.pmap(_device_step(task, parts, config, layout), donate)
+    return jax.jit(make_step(task, parts, config, layout), donate_argnums=donate)
+
+
+def _device_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> Step:
+    """What one device does."""
     optimizer, schedule = make_optimizer(config), make_schedule(config)
+    gradient = make_gradient(task, parts, config.accumulate)
+    keep, dtype = parts.full_precision(), jnp.dtype(config.dtype)
+
+    def seen(params: Leaves) -> Leaves:
+        """Parameters as the loss sees them."""
+        rounded = {
+            name: leaf.astype(dtype) if leaf.dtype == jnp.float32 and name not in keep else leaf
+            for name, leaf in params.items()
+        }
+        return layout.gather(rounded)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = layout.device_key(jax.random.fold_in(state.key, state.step))
-
-        def objective(params: Leaves):
-            model = parts.merge(layout.gather(params), state.rest)
-            loss, metrics = task.loss(model, batch, nnx.Rngs(key))
-            after = parts.split(model)[1]
-            return _scalar(loss), (_checked(metrics), {name: after[name] for name in state.rest})
-
-        with_grads = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, rest)), grads = with_grads(state.params)
-        loss, metrics, rest = layout.mean((loss, metrics, rest))
+        out = gradient(seen(state.params), state.rest, batch, key)
+        loss, metrics, rest = layout.mean((out.loss, out.metrics, out.rest))
+        grads = {n: g.astype(state.params[n].dtype) for n, g in out.grads.items()}
         grads = layout.mean_grads(grads)
         squares = layout.square_sums(grads)
         norm = jnp.sqrt(jnp.sum(squares))
@@ -94,7 +107,7 @@ def make_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) -> 
         }
         return TrainState(state.step + 1, state.key, params, rest, opt_state, bad), metrics
 
-    return layout.map(step, optimizer)
+    return step
 
 
 def _guard(
@@ -125,24 +138,3 @@ def clipped(grads: Leaves, norm: Float[Array, ""], limit: float) -> Leaves:
     return jax.tree.map(
         lambda g: jnp.where(norm < limit, g, (g / norm.astype(g.dtype)) * limit), grads
     )
-
-
-def _scalar(loss: Array) -> Array:
-    if jnp.shape(loss) != ():
-        raise ValueError(f"Task.loss gave a loss of shape {jnp.shape(loss)}: must be a scalar")
-    return loss
-
-
-def _checked(metrics: Metrics) -> Metrics:
-    for name, value in metrics.items():
-        if name in RESERVED:
-            raise ValueError(f"Task.loss gave a metric named {name!r}, which the step itself gives")
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"Task.loss gave metric {name!r} of shape {jnp.shape(value)}, must be a scalar"
-            )
-    return {n: v if _inexact(v) else jnp.float32(v) for n, v in metrics.items()}
-
-
-def _inexact(value: Array) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)

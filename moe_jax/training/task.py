@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -78,6 +79,17 @@ class Task(abc.ABC):
         With several processes, process i of n asks for part (i, n): the i-th of n equal parts of
         each batch. A position must mean the same for every part and every n.
         """
+
+    def batch_like(self) -> Batch:
+        """The shapes and dtypes of a whole batch, for a dry run (`jax.ShapeDtypeStruct`).
+
+        The default makes one; a task for which that takes long may know them without.
+        """
+        data = self.train_data()
+        try:
+            return jax.eval_shape(dict, next(data))
+        finally:
+            data.close()
 
     @abc.abstractmethod
     def evaluate(self, model: nnx.Module) -> dict[str, float]:

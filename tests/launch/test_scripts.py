@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import jax
 import pytest
 
 from launch import cli, evaluate, systems, train
@@ -289,3 +290,75 @@ def test_sigterm_leaves_a_checkpoint_that_the_same_command_goes_on_from(trained,
     # The lines so far are those of the unbroken run.
     unbroken = (workdir / "metrics.jsonl").read_text().splitlines()
     assert metrics.read_text().splitlines()[:2] == unbroken[:2]
+
+
+def test_a_dry_run_prints_its_tables_and_leaves_nothing(capsys):
+    config = "--config=tests/training/moe_toy.py"
+    before = sorted(ROOT.iterdir())
+    assert launch(train.main, config, "--dry_run=64", "--config.train.mesh.expert=4") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Dry run on 64 devices (imagined); no step was made\n")
+    for text in ("Mesh", "moe.w_in_edf", "sum, without activations", "all_to_all", "bytes sent"):
+        assert text in out
+    assert launch(train.main, config, "--config.train.mesh.expert=1", "--dry_run") == 0
+    assert "1 device (here)" in capsys.readouterr().out
+    assert sorted(ROOT.iterdir()) == before
+
+
+def test_profiled_steps_leave_a_trace(tmp_path):
+    flags = (f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", "--config.train.steps=4")
+    assert launch(train.main, *flags, "--profile_steps=2:3") == 0
+    assert list((tmp_path / "run" / "profile").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_finished_run_is_not_profiled(trained, capsys):
+    flags = (f"--config={CONFIG}", f"--workdir={trained[0]}", "--config.train.steps=30")
+    assert launch(train.main, *flags, "--profile_steps=2:3") == 2
+    assert "is finished; give another folder" in capsys.readouterr().err
+
+
+NAN_CONFIG = """
+import jax.numpy as jnp
+from tests.training import toy
+
+class Task(toy.ToyTask):
+    def loss(self, *args):
+        return jnp.log(-jnp.ones(())), {}
+
+class Config(toy.ToyConfig):
+    def make_task(self):
+        return Task()
+
+def get_config():
+    return Config()
+"""
+
+
+@pytest.mark.parametrize("given", ["--debug_nans", "--debug_nans=true"])
+def test_debug_nans_stops_at_the_first(tmp_path, given):
+    config = tmp_path / "nan.py"
+    config.write_text(NAN_CONFIG)
+    try:
+        with pytest.raises(FloatingPointError, match="nan"):
+            launch(train.main, f"--config={config}", f"--workdir={tmp_path / 'run'}", given)
+    finally:
+        jax.config.update("jax_debug_nans", False)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--dry_run=0", "--dry_run=0: must be at least 1 device"),
+        ("--dry_run=many", "--dry_run=many: must be a whole number"),
+        ("--profile_steps=5", "--profile_steps=5: must be FIRST:LAST"),
+        ("--profile_steps=50:60", "the steps that are left are 1 to"),
+        ("--debug_nans=perhaps", "--debug_nans=perhaps: must be true or false"),
+        ("--config.train.mesh.expert=3", "3 does not divide the 1 devices"),
+    ],
+)
+def test_mistakes_in_the_newer_flags(flag, message, tmp_path, capsys):
+    assert launch(train.main, f"--config={CONFIG}", f"--workdir={tmp_path / 'new'}", flag) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()

@@ -141,6 +141,18 @@ def test_prepare_measures_means_and_starts_the_gate(run):
     np.testing.assert_array_equal(again.gate.w_de[...], gate)
 
 
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_batch_shapes_are_known_without_encoding(encoder, tmp_path, train_encoder, monkeypatch):
+    config = _config(_write(tmp_path / "texts"), encoder, train_encoder=train_encoder)
+    real = next(RationaleTask(config, encoder).train_data())
+    task = RationaleTask(config, encoder)
+    monkeypatch.setattr(task, "_contextualise", None)
+    like = task.batch_like()
+    assert {n: (a.shape, a.dtype) for n, a in like.items()} == {
+        n: (a.shape, a.dtype) for n, a in real.items()
+    }
+
+
 def test_training_leaves_finite_figures(run):
     losses = [line for line in run.lines() if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2]

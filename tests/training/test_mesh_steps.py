@@ -1,5 +1,6 @@
 """Training on eight devices is training on one: losses, gradients, parameters, checkpoints."""
 
+import dataclasses
 import functools
 import json
 
@@ -283,3 +284,60 @@ def test_balance_losses_count_the_whole_batch():
         np.testing.assert_allclose(got, want, rtol=1e-5)
         apart = over_devices(lambda *a, f=function: jax.lax.pmean(f(*a, None), mesh.AXES), *arrays)
         assert abs(float(apart - want)) > 1e-3  # not what the mean of local losses would be
+
+
+def test_pmap_gives_the_same_bit_for_bit(tmp_path):
+    names = ("a", "b")
+    configs = [settings(data=8), dataclasses.replace(settings(), mesh=MeshConfig(pmap=True))]
+    models = [train(MoETask(), c, tmp_path / n) for n, c in zip(names, configs, strict=True)]
+    leaves = [jax.tree.leaves(nnx.state(model)) for model in models]
+    for got, want in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(got, want)
+    a, b = ((tmp_path / name / "metrics.jsonl").read_text() for name in names)
+    assert a == b
+
+
+def test_a_run_goes_on_from_pmap_with_a_mesh(tmp_path):
+    unbroken = train(toy.ToyTask(), settings(data=8), tmp_path / "unbroken")
+    short = dataclasses.replace(settings(), mesh=MeshConfig(pmap=True))
+
+    class Stops(toy.ToyTask):
+        def train_data(self, part=(0, 1)):
+            return Ends(super().train_data(part))
+
+    class Ends(Wrapped):
+        left = 7
+
+        def __next__(self):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("stop here")
+            return next(self.inner)
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        train(Stops(), short, tmp_path / "moved")
+    moved = train(toy.ToyTask(), settings(data=8), tmp_path / "moved")
+    for got, want in zip(*(jax.tree.leaves(nnx.state(m)) for m in (moved, unbroken)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 4}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "expert": 2}, {"data": 8}], ids=str)
+def test_pieces_and_rounding_on_a_mesh(sizes, options):
+    """Against one device that takes the batch at once."""
+    apart = {**options, "accumulate": 1}
+    one = Run(PlainTask(), dataclasses.replace(settings(data=1), **apart), steps=2)
+    many = Run(PlainTask(), dataclasses.replace(settings(**sizes), **options), steps=2)
+    limit = 2e-2 if "dtype" in options else 1e-5
+    for name, want in one.grads.items():
+        error = np.abs(many.grads[name] - want).max() / np.abs(want).max()
+        assert error < limit, (name, error)
+    assert many.metrics[0]["fit"] == pytest.approx(one.metrics[0]["fit"], rel=limit)
+
+
+class PlainTask(MoETask):
+    """Without the loss over the batch, which in pieces is another."""
+
+    def loss(self, model, batch, rngs):
+        _, metrics = super().loss(model, batch, rngs)
+        return metrics["fit"], metrics

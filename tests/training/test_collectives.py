@@ -1,0 +1,234 @@
+"""What a program sends: against hand-worked bytes, and against what XLA compiles."""
+
+import collections
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType
+from moe_kernels import moe_ffn_expert_parallel
+
+from moe_jax.training import mesh as meshes
+from moe_jax.training.collectives import Collective, collectives, total_sent
+from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training.dry_run import dry_run
+from tests.training.moe_toy import BATCH, WIDTH, MoETask
+
+SIZES = {"a": 4, "b": 2}
+MESH = AbstractMesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
+def found_in(function, *args, specs=None):
+    mapped = jax.shard_map(
+        function, mesh=MESH, in_specs=specs or jax.P(), out_specs=jax.P(), check_vma=False
+    )
+    return collectives(jax.make_jaxpr(mapped)(*args), SIZES)
+
+
+@pytest.mark.parametrize(
+    "function, kind, axes, devices, operand, sent",
+    [
+        # 24 float32 on each device.
+        (lambda x: lax.psum(x, "a"), "all_reduce", ("a",), 4, 96, 2 * 96 * 3 / 4),
+        (lambda x: lax.pmax(x, ("a", "b")), "all_reduce", ("a", "b"), 8, 96, 2 * 96 * 7 / 8),
+        (lambda x: lax.all_gather(x, "a"), "all_gather", ("a",), 4, 96, 3 * 96),
+        (
+            lambda x: lax.psum_scatter(x, "a", tiled=True),
+            "reduce_scatter",
+            ("a",),
+            4,
+            96,
+            96 * 3 / 4,
+        ),
+        (
+            lambda x: lax.all_to_all(x, "b", 0, 0, tiled=True),
+            "all_to_all",
+            ("b",),
+            2,
+            96,
+            96 / 2,
+        ),
+        (lambda x: lax.ppermute(x, "a", [(0, 1)]), "permute", ("a",), 4, 96, 96),
+    ],
+)
+def test_bytes_by_hand(function, kind, axes, devices, operand, sent):
+    (one,) = found_in(function, jnp.zeros((8, 3)))
+    assert one == Collective(kind, axes, devices, "", False, 1, False, operand)
+    assert one.sent == sent
+
+
+def test_ragged_sends_its_data_not_its_sizes():
+    def function(x, sizes):
+        where = jnp.arange(4, dtype=jnp.int32) * 2
+        return lax.ragged_all_to_all(
+            x, jnp.zeros_like(x), where, sizes, where, sizes, axis_name="a"
+        )
+
+    (one,) = found_in(function, jnp.zeros((8, 3)), jnp.ones(4, jnp.int32), specs=(jax.P(),) * 2)
+    assert (one.kind, one.operand, one.sent) == ("ragged_all_to_all", 96, 72)
+
+
+def test_loops_scopes_and_derivatives():
+    def function(x):
+        def body(carry, _):
+            with jax.named_scope("outer"), jax.named_scope("inner"):
+                return lax.psum(carry, "a"), None
+
+        def some(x):
+            y, _ = lax.scan(body, x, length=5)
+            return jnp.sum(y)
+
+        grad = jax.grad(some)(x)
+        return lax.while_loop(lambda y: jnp.sum(y) < 9, lambda y: lax.psum(y, "b"), grad)
+
+    *steps, last = found_in(function, jnp.ones(2))
+    assert {(c.times, c.scope, c.in_loop) for c in steps} == {(5, "inner", False)}
+    assert any(c.backward for c in steps)
+    assert (last.times, last.scope, last.in_loop, last.axes) == (1, "", True, ("b",))
+    assert total_sent([*steps, last]) == sum(5 * c.sent for c in steps)
+
+
+def test_one_device_sends_nothing():
+    program = jax.make_jaxpr(
+        jax.shard_map(
+            lambda x: lax.psum(x, "a"),
+            mesh=AbstractMesh((1,), ("a",), axis_types=(AxisType.Auto,)),
+            in_specs=jax.P(),
+            out_specs=jax.P(),
+        )
+    )(jnp.ones(2))
+    assert collectives(program, {"a": 1}) == []
+
+
+def settings(**sizes):
+    return TrainConfig(mesh=MeshConfig(**sizes))
+
+
+def by_use(found):
+    """{(scope, kind, axes): bytes put in}"""
+    sums = collections.Counter()
+    for c in found:
+        direction = "'" if c.backward else ""
+        sums[f"{c.scope}{direction} {c.kind} {'+'.join(c.axes)}"] += c.times * c.operand
+    return dict(sums)
+
+
+def test_a_training_step_on_64_devices(monkeypatch):
+    """All that a step of a model with one MoE layer sends, from its formulas."""
+    monkeypatch.setattr(meshes, "MIN_SPLIT", 1)
+    found = dry_run(MoETask(), settings(data=4, fsdp=4, expert=4), 64).collectives
+    devices, peers, experts, choices, hidden = 64, 4, 8, 2, 16
+    tokens = BATCH // devices
+    slots = tokens * choices
+    rows = peers * slots  # a buffer has room for all slots at each peer: they are fewer than 8
+    expert_part = 3 * (experts // peers) * WIDTH * hidden * 4
+    shared = 3 * WIDTH * 8 * 4 + WIDTH * experts * 4 + WIDTH * 3 * 4
+    bias = 3 * 4
+    assert by_use(found) == {
+        "gather_params all_gather fsdp": (expert_part + shared) // 4,
+        "dispatch all_to_all expert": rows * (4 + 4 + 4 * WIDTH),
+        "combine all_to_all expert": rows * 4 * WIDTH,
+        "combine' all_to_all expert": rows * 4 * WIDTH,
+        "dispatch' all_to_all expert": rows * (4 + 4 * WIDTH),
+        # Switch's loss: how often each expert was chosen, its mean probability, the count.
+        "loss all_reduce data+fsdp+expert": 2 * experts * 4 + 4,
+        "loss' all_reduce data+fsdp+expert": experts * 4,
+        "mean_metrics all_reduce data+fsdp+expert": 5 * 4,
+        "mean_grads reduce_scatter fsdp": expert_part + shared,
+        "mean_grads all_reduce data+fsdp+expert": bias,
+        "mean_grads all_reduce data+expert": shared // 4,
+        "mean_grads all_reduce data": expert_part // 4,
+        "grad_norm all_reduce fsdp": 5 * 4,
+        "grad_norm all_reduce fsdp+expert": 3 * 4,
+    }
+
+
+def test_rounding_halves_what_fsdp_gathers(monkeypatch):
+    monkeypatch.setattr(meshes, "MIN_SPLIT", 1)
+    config = settings(data=8, fsdp=8)
+    exact = by_use(dry_run(MoETask(), config, 64).collectives)
+    config.dtype = "bfloat16"
+    rounded = by_use(dry_run(MoETask(), config, 64).collectives)
+    router = WIDTH * 8 * 4 // 8
+    gather = "gather_params all_gather fsdp"
+    assert rounded.pop(gather) - router == (exact.pop(gather) - router) / 2
+    assert rounded == exact
+
+
+def test_pieces_send_their_gradients_once():
+    config = settings(data=4)
+    whole = by_use(dry_run(MoETask(), config, 4).collectives)
+    config.accumulate = 4
+    pieces = by_use(dry_run(MoETask(), config, 4).collectives)
+    for name in ("mean_grads all_reduce data", "mean_metrics all_reduce data"):
+        assert pieces.pop(name) == whole.pop(name)
+    assert pieces == {name: 4 * size for name, size in whole.items()}
+
+
+SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+WIDTHS = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
+
+
+def compiled_bytes(text, devices):
+    """Bytes that a device puts into each kind of collective, from XLA's text."""
+    sums = collections.Counter()
+    names = "all-reduce|all-gather|reduce-scatter|all-to-all"
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({names})(?:-start)?\(", line)
+        if match is None:
+            continue
+        size = sum(
+            WIDTHS[kind] * math.prod(map(int, dims.split(","))) if dims else WIDTHS[kind]
+            for kind, dims in SHAPE.findall(match[1])
+        )
+        scale = {"all-gather": 1 / devices, "reduce-scatter": devices}.get(match[2], 1)
+        sums[match[2].replace("-", "_")] += size * scale
+    return dict(sums)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("exchange", ["all_to_all", "all_gather"])
+@pytest.mark.parametrize("room", [None, 64])
+def test_the_compiler_sends_what_the_program_says(exchange, room):
+    """Forward and backward of a layer on 8 devices: bytes in XLA's text."""
+    tokens, experts, width, hidden = 8 * 32, 16, 8, 4
+    mesh = jax.make_mesh((8,), ("e",), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    spread = jax.P("e")
+
+    def layer(x, expert, weight, w_in, w_out):
+        return moe_ffn_expert_parallel(
+            x, expert, weight, w_in, w_out,
+            axis_name="e", exchange=exchange, rows_per_peer=room, backend="xla",
+        )  # fmt: skip
+
+    whole = jax.shard_map(
+        layer, mesh=mesh, in_specs=(spread,) * 5, out_specs=spread, check_vma=False
+    )
+
+    def step(x, expert, weight, w_in, w_out, dy):
+        y, pull = jax.vjp(lambda x, w, a, b: whole(x, expert, w, a, b), x, weight, w_in, w_out)
+        return y, pull(dy)
+
+    args = (
+        rng.normal(size=(tokens, width)).astype(np.float32),
+        rng.integers(0, experts, (tokens, 2)).astype(np.int32),
+        np.ones((tokens, 2), np.float32),
+        rng.normal(size=(experts, width, hidden)).astype(np.float32),
+        rng.normal(size=(experts, hidden, width)).astype(np.float32),
+        np.ones((tokens, width), np.float32),
+    )
+    args = jax.device_put(args, jax.NamedSharding(mesh, spread))
+    said = collections.Counter()
+    for c in collectives(jax.make_jaxpr(step)(*args), mesh.shape):
+        said[c.kind] += c.operand * c.times
+    text = jax.jit(step).lower(*args).compile().as_text()
+    if exchange == "all_to_all" and room is None:
+        # A further round of the backward pass computes the forward one again, but nobody reads the
+        # rows that it sends back: XLA removes that.
+        said["all_to_all"] -= 8 * 16 * width * 4
+    assert compiled_bytes(text, 8) == dict(said)
