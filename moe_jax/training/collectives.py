@@ -1,7 +1,8 @@
-"""What the devices send one another in a program: read from its jaxpr, before any compiler.
+"""What the devices send one another in a program.
 
-The step is fully manual (`jax.shard_map`), so what stands there is all there is: the compiler may
-join several messages into one or drop one that nobody reads, but adds none.
+Read from its jaxpr, before any compiler and for devices that need not exist: the step is fully
+manual (`jax.shard_map`), so what stands there is all there is. The compiler may join several
+messages into one or drop one that nobody reads, but adds none: `compiled_bytes` reads what it made.
 """
 
 import math
@@ -78,6 +79,49 @@ def collectives(jaxpr: core.ClosedJaxpr, sizes: Mapping[str, int]) -> list[Colle
 def total_sent(found: list[Collective]) -> float:
     """Bytes that a device sends in a step, loops that depend on the data left out."""
     return sum((c.sent * c.times for c in found if not c.in_loop), 0.0)
+
+
+def compiled_bytes(text: str) -> dict[str, int]:
+    """Bytes that a device puts into each kind of collective in a compiled program.
+
+    Args:
+      text: of XLA, as `compiled.as_text()` gives it. Bodies of loops count once.
+    """
+    sums: dict[str, int] = {}
+    for line in text.splitlines():
+        found = _XLA.search(line)
+        if found is None:
+            continue
+        size = sum(_xla_bytes(dtype, dims) for dtype, dims in _XLA_ARRAY.findall(found["result"]))
+        kind = found["kind"].replace("-", "_")
+        if kind == "all_gather":
+            size //= _group_size(line)
+        elif kind == "reduce_scatter":
+            size *= _group_size(line)
+        sums[kind] = sums.get(kind, 0) + size
+    return sums
+
+
+_XLA = re.compile(
+    r"= (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\("
+)
+_XLA_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+
+
+def _xla_bytes(dtype: str, dims: str) -> int:
+    bits = int("".join(c for c in dtype if c.isdecimal()) or 8)  # pred: a byte
+    return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+
+
+def _group_size(line: str) -> int:
+    """From replica_groups={{0,1},{2,3}} or its short form [2,2]<=[4]."""
+    short = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if short:
+        return int(short[1])
+    long = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if long is None:
+        raise ValueError(f"no replica_groups in {line.strip()[:200]}")
+    return len(long[1].split(","))
 
 
 class _Place(NamedTuple):

@@ -1,8 +1,6 @@
 """What a program sends: against hand-worked bytes, and against what XLA compiles."""
 
 import collections
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from moe_kernels import moe_ffn_expert_parallel
 
 from moe_jax.training import mesh as meshes
-from moe_jax.training.collectives import Collective, collectives, total_sent
+from moe_jax.training.collectives import Collective, collectives, compiled_bytes, total_sent
 from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.dry_run import dry_run
 from tests.training.moe_toy import BATCH, WIDTH, MoETask
@@ -169,25 +167,22 @@ def test_pieces_send_their_gradients_once():
     assert pieces == {name: 4 * size for name, size in whole.items()}
 
 
-SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-WIDTHS = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
-
-
-def compiled_bytes(text, devices):
-    """Bytes that a device puts into each kind of collective, from XLA's text."""
-    sums = collections.Counter()
-    names = "all-reduce|all-gather|reduce-scatter|all-to-all"
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({names})(?:-start)?\(", line)
-        if match is None:
-            continue
-        size = sum(
-            WIDTHS[kind] * math.prod(map(int, dims.split(","))) if dims else WIDTHS[kind]
-            for kind, dims in SHAPE.findall(match[1])
-        )
-        scale = {"all-gather": 1 / devices, "reduce-scatter": devices}.get(match[2], 1)
-        sums[match[2].replace("-", "_")] += size * scale
-    return dict(sums)
+@pytest.mark.parametrize(
+    "line, sizes",
+    [
+        (
+            "  %ar = (f32[], s32[2,3]) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add",
+            {"all_reduce": 4 + 24},
+        ),
+        ("ag = bf16[8,4]{1,0} all-gather(%p), replica_groups={{0,4},{1,5}}", {"all_gather": 32}),
+        ("ag = f32[8]{0} all-gather-start(%p), replica_groups=[2,4]<=[8]", {"all_gather": 8}),
+        ("rs = f32[2]{0} reduce-scatter(%p), replica_groups=[1,8]<=[8]", {"reduce_scatter": 64}),
+        ("a = pred[8,2]{1,0} all-to-all(%p), replica_groups=[1,8]<=[8]", {"all_to_all": 16}),
+        ("x = f32[8]{0} add(%all-reduce, %b)", {}),
+    ],
+)
+def test_bytes_in_lines_of_xla(line, sizes):
+    assert compiled_bytes(line) == sizes
 
 
 @pytest.mark.mesh
@@ -231,4 +226,4 @@ def test_the_compiler_sends_what_the_program_says(exchange, room):
         # A further round of the backward pass computes the forward one again, but nobody reads the
         # rows that it sends back: XLA removes that.
         said["all_to_all"] -= 8 * 16 * width * 4
-    assert compiled_bytes(text, 8) == dict(said)
+    assert compiled_bytes(text) == dict(said)
