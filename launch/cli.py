@@ -51,15 +51,18 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
-    """The values of plain flags (name -> help), all of which must be given.
+def parse(
+    argv: Sequence[str], names: Mapping[str, str], defaults: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The values of plain flags (name -> help) that must be given, and of those with defaults.
 
     Raises:
       UserError: an unknown, missing or empty flag, or an argument that is no flag.
     """
-    values = flags.FlagValues()
-    _define(values, names)
-    return _parsed(argv, values, names)
+    values, defaults = flags.FlagValues(), dict(defaults or {})
+    _define(values, dict(names) | dict.fromkeys(defaults, ""))
+    given = _parsed(argv, values, names)
+    return given | {n: str(values[n].value or default) for n, default in defaults.items()}
 
 
 def parse_with_config(

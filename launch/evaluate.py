@@ -1,10 +1,12 @@
-"""Evaluate a trained system once more, from its newest good checkpoint.
+"""Evaluate a trained system once more, from one of its checkpoints.
 
-  python launch/evaluate.py --workdir=DIR
+  python launch/evaluate.py --workdir=DIR [--checkpoint=best]
 
 Flags:
-  --workdir=DIR    the folder of a run that launch/train.py made
-  --help           this text
+  --workdir=DIR        the folder of a run that launch/train.py made
+  --checkpoint=WHICH   newest (the newest good one; the default), best (by the run's
+                       train.keep_best), or a step
+  --help               this text
 
 It prints every figure, writes them to DIR/evaluation.json and makes the report again.
 """
@@ -23,16 +25,17 @@ def main(argv: Sequence[str]) -> None:
     if cli.wants_help(argv):
         cli.print_help(__doc__ or "", argv)
         return
-    workdir = Path(
-        cli.parse(argv, {"workdir": "the folder of a run, such as runs/first"})["workdir"]
+    given = cli.parse(
+        argv, {"workdir": "the folder of a run, such as runs/first"}, {"checkpoint": "newest"}
     )
+    workdir = Path(given["workdir"])
     config = systems.load_config(workdir)
 
     from moe_jax.training.checkpoint import restore_model_at
     from moe_jax.training.evaluation import write_evaluation
 
     task = config.make_task()
-    model, step = restore_model_at(task, workdir)
+    model, step = restore_model_at(task, workdir, given["checkpoint"])
     figures = write_evaluation(workdir, step, task.evaluate(model))
     task.report(model, workdir)
     cli.print_figures(f"Step {step}", figures)

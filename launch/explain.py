@@ -11,6 +11,7 @@ Flags:
                    json: the tokens with their offsets and the probability of each factor;
                    html: a page
   --output=FILE    write it there instead of on the screen
+  --checkpoint=WHICH   newest (the default), best (by the run's train.keep_best), or a step
   --help           this text
 """
 
@@ -28,6 +29,7 @@ from launch import cli, systems
 from moe_jax.errors import UserError
 
 _FORMATS = ("text", "json", "html")
+_DEFAULTS = {"workdir": "", "input": "", "format": "text", "output": "", "checkpoint": "newest"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,23 +52,24 @@ def main(argv: Sequence[str]) -> None:
         explain.check_output(Path(output))
     texts = _texts(given["input"])
 
-    from moe_jax.training.checkpoint import restore_model
+    from moe_jax.training.checkpoint import restore_model_at
 
     task = config.make_task()
-    rationales = task.rationales(restore_model(task, workdir), texts)
+    model, _ = restore_model_at(task, workdir, given["checkpoint"])
+    rationales = task.rationales(model, texts)
     names = explain.stored_names(workdir, rationales[0].probs.shape[1])
     _show(rationales, names, given["format"], output)
 
 
 def _flags(argv: Sequence[str]) -> dict[str, str]:
     values = flags.FlagValues()
-    for name, default in (("workdir", ""), ("input", ""), ("format", "text"), ("output", "")):
+    for name, default in _DEFAULTS.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
     try:
         left = values(list(argv))
     except flags.Error as error:
         raise UserError(str(error)) from error
-    given = {name: str(values[name].value) for name in ("workdir", "input", "format", "output")}
+    given = {name: str(values[name].value) for name in _DEFAULTS}
     if len(left) > 1:
         raise UserError(f"{left[1]!r}: not a flag; flags are written --name=value")
     if not given["workdir"]:

@@ -12,14 +12,9 @@ is an error: starting again is for the user to decide. With several processes ea
 that its devices hold, and the first one the rest.
 """
 
-import dataclasses
-import hashlib
-import json
-import os
-import re
+import contextlib
 import shutil
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,19 +23,17 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.errors import UserError
-from moe_jax.training import hosts
-from moe_jax.training.state import Parts, TrainState, abstract_model, own
+from moe_jax.training import hosts, seal
+from moe_jax.training.retention import Best, Figures
+from moe_jax.training.state import Parts, TrainState, abstract_model
 from moe_jax.training.task import Task
 
 PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"
+NEWEST, BEST = "newest", "best"
 
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint can't be used and the one before it is used instead."""
-
-
-class _Damaged(Exception):
-    """The files of a checkpoint are not those that were written."""
 
 
 class Found(NamedTuple):
@@ -49,105 +42,6 @@ class Found(NamedTuple):
     step: int
     path: Path
     run: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What a checkpoint carries besides arrays; all JSON.
-
-    Attributes:
-      config: the run's config.
-      data: the position of the data iterator, from its get_state.
-      window: the metric sums since the last line of metrics.jsonl.
-    """
-
-    config: dict[str, Any]
-    data: Any
-    window: dict[str, Any]
-
-
-class Saver:
-    """Saves in a thread of its own, one checkpoint at a time, and keeps the newest few.
-
-    A context manager: leaving it waits for the save under way. A save that failed is reported by
-    the next call of `save`, `check` or `wait` as a UserError (full disk, no permission).
-    """
-
-    def __init__(self, folder: Path, keep: int):
-        self._folder, self._keep = folder.absolute(), keep
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._job: Future[None] | None = None
-
-    def __enter__(self) -> "Saver":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if hosts.is_first():
-            self._clear("*" + DELETED)
-            self._clear("*" + PARTIAL + "*")
-        return self
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        if kind is None:
-            self.wait()
-
-    def save(self, state: TrainState, record: RunRecord) -> None:
-        """Start saving this state; it may be donated as soon as this returns."""
-        self.wait()
-        step, arrays = int(state.step), _arrays(own(state))
-        partial = self._folder / f"{step}{PARTIAL}"
-        if hosts.part() == (0, 1):
-            self._job = self._pool.submit(self._write, step, arrays, record, None)
-            return
-        # Its beginning talks to the other processes, which only the main thread does in order.
-        writing = ocp.save_checkpointables_async(partial, arrays)
-        self._job = self._pool.submit(self._write, step, arrays, record, writing)
-
-    def check(self) -> None:
-        """Raise what went wrong in the last save, if it is over; never waits."""
-        if self._job is not None and self._job.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Wait for the save under way."""
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
-
-    def _write(
-        self, step: int, arrays: dict[str, Any], record: RunRecord, writing: Any | None
-    ) -> None:
-        final = self._folder / str(step)
-        partial = final.with_name(final.name + PARTIAL)
-        try:
-            if writing is None:
-                ocp.save_checkpointables(partial, arrays)
-            else:
-                writing.result()  # when all processes have written
-            if not hosts.is_first():
-                return
-            run = {"step": step} | dataclasses.asdict(record) | {"arrays": _describe(arrays)}
-            _write_record(partial, run)
-            if final.exists():
-                _delete(final)
-            partial.rename(final)
-        except Exception as error:
-            self._clear(partial.name + "*")
-            reason = _disk_error(error)
-            if reason is None:
-                raise
-            raise UserError(self._failure(step, reason)) from error
-        for old in list_steps(self._folder)[: -self._keep]:
-            _delete(self._folder / str(old))
-
-    def _clear(self, pattern: str) -> None:
-        """Remove what an unfinished save or removal left (Orbax adds an ending while it writes)."""
-        for leftover in self._folder.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    def _failure(self, step: int, reason: str) -> str:
-        left = list_steps(self._folder)
-        rest = f"the newest one left is that of step {left[-1]}" if left else "there is none yet"
-        return f"{self._folder}: the checkpoint of step {step} was not saved ({reason}); {rest}"
 
 
 def list_steps(folder: Path) -> list[int]:
@@ -169,8 +63,8 @@ def newest(folder: Path) -> Found | None:
     for step in reversed(steps):
         path = folder.absolute() / str(step)
         try:
-            return Found(step, path, _verified(path))
-        except (_Damaged, OSError) as error:
+            return Found(step, path, seal.verified(path))
+        except (seal.Damaged, OSError) as error:
             warnings.warn(
                 f"checkpoint {path} is damaged ({error}); trying the one before it",
                 DamagedCheckpointWarning,
@@ -179,6 +73,29 @@ def newest(folder: Path) -> Found | None:
     if steps:
         raise UserError(f"{folder}: every checkpoint is damaged; remove the folder to start again")
     return None
+
+
+def find(folder: Path, which: str) -> Found:
+    """The checkpoint that `which` names, as `restore_model_at` does.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    steps = list_steps(folder)
+    if which == NEWEST or not steps:
+        found = newest(folder)
+        if found is None:
+            raise UserError(f"{folder}: there is no checkpoint; train first")
+        return found
+    step = _best(folder, steps) if which == BEST else which
+    if str(step) not in map(str, steps):
+        there = ", ".join(map(str, steps))
+        raise UserError(f"{folder}: there is no checkpoint {step}; there are {there}")
+    path = folder.absolute() / str(step)
+    try:
+        return Found(int(step), path, seal.verified(path))
+    except (seal.Damaged, OSError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}); name another one") from error
 
 
 def newest_for_all(folder: Path) -> Found | None:
@@ -197,7 +114,7 @@ def newest_for_all(folder: Path) -> Found | None:
     if step is None or mine[0] is not None:
         return mine[0]
     path = folder.absolute() / str(step)
-    return Found(step, path, _record(path))
+    return Found(step, path, seal.record(path))
 
 
 def set_aside_newer(folder: Path, step: int) -> None:
@@ -224,7 +141,7 @@ def restore_state(
     """
     if shardings is not None:
         like = jax.tree.map(_target, like, shardings)
-    arrays = _load(found, _arrays(like))
+    arrays = _load(found, arrays_of(like))
     model, optimizer = arrays["model"], arrays["optimizer"]
     return TrainState(**model, **optimizer)
 
@@ -238,26 +155,62 @@ def restore_model(task: Task, workdir: Path | str) -> nnx.Module:
     return restore_model_at(task, workdir)[0]
 
 
-def restore_model_at(task: Task, workdir: Path | str) -> tuple[nnx.Module, int]:
-    """`restore_model`, and the step of its checkpoint."""
+def restore_model_at(
+    task: Task, workdir: Path | str, which: str = NEWEST
+) -> tuple[nnx.Module, int]:
+    """The task's model as a checkpoint has it, and the step of that.
+
+    Args:
+      task: what was trained.
+      workdir: where.
+      which: "newest" (the newest good one), "best" (by the run's train.keep_best), or a step.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or it is of another model.
+    """
     folder = Path(workdir) / "checkpoints"
-    found = newest(folder)
-    if found is None:
-        raise UserError(f"{folder}: there is no checkpoint; train first")
+    found = find(folder, which)
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)
     arrays = _load(found, {"model": {"params": params, "rest": rest}})
     return parts.merge(**arrays["model"]), found.step
 
 
-def _arrays(state: TrainState) -> dict[str, Any]:
+def _best(folder: Path, steps: list[int]) -> int:
+    rule = ""
+    for step in reversed(steps):
+        with contextlib.suppress(seal.Damaged):
+            rule = seal.record(folder / str(step))["config"]["train"]["keep_best"]
+            break
+    best = Best.parse(rule)
+    if best is None:
+        raise UserError(
+            f"{folder}: the run keeps no best checkpoint (train.keep_best is empty): name a step"
+        )
+    found = best.of(figures_of(folder, steps))
+    if found is None:
+        raise UserError(f"{folder}: no checkpoint has a figure {best.name!r} yet")
+    return found
+
+
+def figures_of(folder: Path, steps: list[int]) -> dict[int, Figures]:
+    """The figures of the checkpoints; of a damaged one, none."""
+    figures: dict[int, Figures] = {}
+    for step in steps:
+        with contextlib.suppress(seal.Damaged):
+            figures[step] = seal.record(folder / str(step)).get("figures", {})
+    return figures
+
+
+def arrays_of(state: TrainState) -> dict[str, Any]:
+    """The state in the parts of a checkpoint."""
     fields = state._asdict()
     model = {name: fields.pop(name) for name in ("params", "rest")}
     return {"model": model, "optimizer": fields}
 
 
 def _load(found: Found, like: dict[str, Any]) -> dict[str, Any]:
-    saved, wanted = found.run["arrays"], _describe(like)
+    saved, wanted = found.run["arrays"], describe(like)
     for part, leaves in wanted.items():
         for name in sorted(leaves.keys() | saved[part].keys()):
             one, other = saved[part].get(name, "nothing"), leaves.get(name, "nothing")
@@ -275,7 +228,7 @@ def _target(leaf: Any, sharding: jax.sharding.Sharding | None = None) -> jax.Sha
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _describe(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
+def describe(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Shape and dtype of each leaf by name, for each part."""
     return {
         part: {
@@ -284,64 +237,3 @@ def _describe(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
         }
         for part, tree in arrays.items()
     }
-
-
-def _write_record(folder: Path, run: dict[str, Any]) -> None:
-    run["files"] = {name: _sha256(folder / name) for name in _files(folder)}
-    body = json.dumps(run)
-    sealed = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "run": body}
-    (folder / "run.json").write_text(json.dumps(sealed), encoding="utf-8")
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """The content of run.json, once every file has been found to be what was written."""
-    run = _record(folder)
-    for name, expected in run["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise _Damaged(f"{name} is missing")
-        if _sha256(path) != expected:
-            raise _Damaged(f"{name} was changed")
-    return run
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """The content of run.json."""
-    try:
-        sealed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        body, digest = sealed["run"], sealed["sha256"]
-        if hashlib.sha256(body.encode()).hexdigest() != digest:
-            raise _Damaged("run.json was changed")
-        return json.loads(body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(f"run.json can't be read: {error}") from error
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _delete(folder: Path) -> None:
-    """Remove a checkpoint; a kill half-way leaves no damaged one behind."""
-    doomed = folder.with_name(folder.name + DELETED)
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _disk_error(error: BaseException) -> str | None:
-    """The reason in words, if the file system refused to take the data; None for other errors."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen.strerror or str(seen)
-        # TensorStore reports a failed write as a ValueError that quotes the system's number.
-        if code := re.search(r"os_error_code='(\d+)'", str(seen)):
-            return os.strerror(int(code[1]))
-        seen = seen.__cause__ or seen.__context__
-    return None

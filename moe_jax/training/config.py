@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from moe_jax.errors import UserError
+from moe_jax.training.retention import Best, Retention
 
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
@@ -72,6 +73,8 @@ class TrainConfig:
       eval_every: evaluate after every so many steps and after the last; 0 = not in the loop.
       checkpoint_every: save after every so many steps (always at step 0 and after the last).
       keep_checkpoints: how many of the newest to keep. 1 leaves none to fall back to.
+      keep_every: keep also those whose step is a multiple of this; 0 = none.
+      keep_best: keep also the best by a figure of the evaluation: "max:NAME", "min:NAME", or "".
       max_bad_steps: stop after so many steps in a row with a loss or gradient that is not finite.
       tensorboard: write TensorBoard events too (needs the package tensorboardX).
       mesh: the devices; an interrupted run may go on with others.
@@ -90,6 +93,8 @@ class TrainConfig:
     eval_every: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    keep_every: int = 0
+    keep_best: str = ""
     max_bad_steps: int = 10
     tensorboard: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -111,10 +116,29 @@ class TrainConfig:
         if not isinstance(self.mesh, MeshConfig):
             raise UserError(f"{path}.mesh={self.mesh!r}: must be a MeshConfig")
         self.mesh.validate(f"{path}.mesh")
+        self._check_keeping(path)
         if self.warmup_steps >= self.steps:
             raise UserError(
                 f"{path}.warmup_steps={self.warmup_steps}: must be less than "
                 f"{path}.steps={self.steps}"
+            )
+
+    def retention(self) -> Retention:
+        """Which checkpoints the run keeps."""
+        return Retention(self.keep_checkpoints, self.keep_every, Best.parse(self.keep_best))
+
+    def _check_keeping(self, path: str) -> None:
+        saved = f"{path}.checkpoint_every={self.checkpoint_every}"
+        if self.keep_every % self.checkpoint_every:
+            raise UserError(f"{path}.keep_every={self.keep_every}: must be a multiple of {saved}")
+        if not isinstance(self.keep_best, str):
+            raise UserError(f"{path}.keep_best={self.keep_best!r}: must be a text")
+        if Best.parse(self.keep_best, f"{path}.keep_best") is None:
+            return
+        if not self.eval_every or self.checkpoint_every % self.eval_every:
+            raise UserError(
+                f"{path}.keep_best={self.keep_best!r}: each checkpoint needs an evaluation, so "
+                f"{saved} must be a multiple of {path}.eval_every={self.eval_every}"
             )
 
 
@@ -127,6 +151,7 @@ _INTEGERS = {
     "eval_every": 0,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
+    "keep_every": 0,
     "max_bad_steps": 1,
 }
 _INTEGER_LIMIT = 2**31 - 1  # steps and seeds live in int32 on the device

@@ -26,9 +26,12 @@ from moe_jax.training.metrics import (
 )
 from moe_jax.training.profile import Profiler, ProfileSteps
 from moe_jax.training.progress import Progress
+from moe_jax.training.retention import Figures
+from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, TrainState, abstract_model, first_state, own, streams
 from moe_jax.training.step import compile_step, make_optimizer
 from moe_jax.training.task import Batch, Batches, Task
+from moe_jax.training.workdir import finite_or_none
 
 
 class Diverged(UserError):
@@ -110,6 +113,7 @@ class _Run:
         self._position = found.run["data"] if found else None
         self._window = Window(found.run["window"] if found else None)
         self._saved = self.step if found else None
+        self._figures: tuple[int, Figures] = (-1, {})  # the step of an evaluation, and what it gave
 
     def model(self) -> nnx.Module:
         """The model as it is now, in arrays that no later step touches."""
@@ -128,7 +132,7 @@ class _Run:
         """The steps that are left, with everything that happens between them."""
         with contextlib.ExitStack() as stack:
             self._saver = stack.enter_context(
-                checkpoint.Saver(self.workdir / "checkpoints", self.config.keep_checkpoints)
+                Saver(self.workdir / "checkpoints", self.config.retention())
             )
             self._progress, self._writers = None, []
             if hosts.is_first():
@@ -157,6 +161,8 @@ class _Run:
             self._save()
         elif self.owes_evaluation():
             self._evaluate()
+            if self.config.keep_best:
+                self._save()  # once more, with its figures
         self._leave_if_asked()
         while self.step < self.config.steps:
             batch = place_batch(self._next_batch(), self.layout.mesh)
@@ -215,9 +221,21 @@ class _Run:
         if hosts.is_first():
             with self._interrupts.abandoning():
                 figures = self.task.evaluate(model)
+        self._figures = (self.step, {n: finite_or_none(float(v)) for n, v in figures.items()})
+        if self.config.keep_best:
+            hosts.first_does(self._check_best)
         if figures:
             self._write({EVALUATION + name: float(value) for name, value in figures.items()})
         self._clock += time.monotonic() - began  # timing.jsonl is about the steps alone
+
+    def _check_best(self) -> None:
+        best, names = self.config.retention().best, sorted(self._figures[1])
+        cut_off = self._interrupts.signum is not None and not names
+        if best is not None and best.name not in names and not cut_off:
+            raise UserError(
+                f"train.keep_best={self.config.keep_best!r}: the evaluation has no figure "
+                f"{best.name!r}, but {', '.join(names) or 'none at all'}"
+            )
 
     def _write(self, line: dict[str, Number]) -> None:
         for writer in self._writers:
@@ -226,8 +244,12 @@ class _Run:
     def _save(self) -> None:
         window = self._window.save()
         self._check_finite()
-        record = checkpoint.RunRecord(
-            config=self._whole_config(), data=self._data.get_state(), window=window
+        step, figures = self._figures
+        record = RunRecord(
+            config=self._whole_config(),
+            data=self._data.get_state(),
+            window=window,
+            figures=figures if step == self.step else {},
         )
         self._saver.save(self.state, record)
         self._saved = self.step

@@ -45,7 +45,7 @@ def workdir(tmp_path, monkeypatch):
     task = SimpleNamespace(rationales=rationales)
     config = SimpleNamespace(system="rationale", make_task=lambda: task)
     monkeypatch.setattr(systems, "load_config", lambda path: config)
-    monkeypatch.setattr(checkpoint, "restore_model", lambda task, path: "the model")
+    monkeypatch.setattr(checkpoint, "restore_model_at", lambda task, path, which: ("the model", 3))
     return folder
 
 
@@ -139,10 +139,10 @@ def test_a_run_of_a_system_that_has_no_rationales(workdir, monkeypatch, capsys):
 
 
 def test_a_run_without_a_checkpoint(workdir, monkeypatch, capsys):
-    def none(task, path):
+    def none(task, path, which):
         raise UserError(f"{path}: there is no checkpoint; train first")
 
-    monkeypatch.setattr(checkpoint, "restore_model", none)
+    monkeypatch.setattr(checkpoint, "restore_model_at", none)
     give(monkeypatch, b"a")
     target = workdir / "out.html"
     assert call(f"--workdir={workdir}", "--format=html", f"--output={target}") == 2

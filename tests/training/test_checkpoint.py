@@ -21,16 +21,17 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.training import checkpoint
+from moe_jax.training import saver as saver_module
 from moe_jax.training.checkpoint import (
     DamagedCheckpointWarning,
-    RunRecord,
-    Saver,
     list_steps,
     newest,
     restore_model,
 )
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
+from moe_jax.training.retention import Retention
+from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, first_state
 from moe_jax.training.step import make_optimizer
 from tests.training import toy
@@ -178,7 +179,7 @@ RECORD = RunRecord(config={"train": {}}, data={}, window={})
 def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
     state = some_state()
     before = {name: np.asarray(leaf).copy() for name, leaf in state.params.items()}
-    with Saver(tmp_path, keep=1) as saver:
+    with Saver(tmp_path, keep=Retention(1)) as saver:
         saver.save(state, RECORD)
         double = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
         double(state.params)
@@ -200,14 +201,14 @@ FAILURES = {
 def test_a_full_disk_is_one_clear_line_and_the_older_checkpoint_stays(
     tmp_path, monkeypatch, failure
 ):
-    real = checkpoint.ocp.save_checkpointables
+    real = saver_module.ocp.save_checkpointables
 
     def save(path, arrays):
         real(path, arrays)
         if path.name.startswith("20"):
             raise failure
 
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables", save)
+    monkeypatch.setattr(saver_module.ocp, "save_checkpointables", save)
     with pytest.raises(UserError) as caught:
         train(toy.ToyTask(), config(), tmp_path)
     message = str(caught.value)
@@ -224,8 +225,8 @@ def test_other_failures_of_a_save_keep_their_type(tmp_path, monkeypatch):
     def save(path, arrays):
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables", save)
-    saver = Saver(tmp_path, keep=1).__enter__()
+    monkeypatch.setattr(saver_module.ocp, "save_checkpointables", save)
+    saver = Saver(tmp_path, keep=Retention(1)).__enter__()
     saver.save(some_state(), RECORD)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         saver.wait()

@@ -17,6 +17,8 @@ from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.layout import Layout, whole_copies
 from moe_jax.training.loop import train
 from moe_jax.training.mesh import batch_axes, make_mesh, place_batch
+from moe_jax.training.retention import Retention
+from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, first_state, own, streams
 from moe_jax.training.step import make_optimizer, make_step
 from tests.training import toy
@@ -227,8 +229,8 @@ def test_a_run_goes_on_with_other_devices(other, unbroken, tmp_path):
 @pytest.mark.parametrize("other", [*MESHES, {"data": 2}, {"data": 1}], ids=str)
 def test_a_checkpoint_is_the_same_on_every_mesh(other, tmp_path):
     run = Run(MoETask(), settings(data=2, fsdp=2, expert=2), steps=2)
-    record = checkpoint.RunRecord(config={}, data={}, window={})
-    with checkpoint.Saver(tmp_path, keep=1) as saver:
+    record = RunRecord(config={}, data={}, window={})
+    with Saver(tmp_path, keep=Retention(1)) as saver:
         saver.save(run.state, record)
     there = Run(MoETask(), settings(**other), steps=0)
     found = checkpoint.newest(tmp_path)
