@@ -12,6 +12,7 @@ import platform
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -66,14 +67,17 @@ def connect(
     waiting.daemon = True
     waiting.start()
     try:
-        jax.distributed.initialize(
-            address,
-            num_processes,
-            process_id,
-            initialization_timeout=timeout + 60,
-            heartbeat_timeout_seconds=timeout,
-            shutdown_timeout_seconds=timeout,
-        )
+        with warnings.catch_warnings():
+            if address is not None:  # JAX looks for a cluster all the same, and misses a package
+                warnings.filterwarnings("ignore", "\n?Kubernetes environment detected")
+            jax.distributed.initialize(
+                address,
+                num_processes,
+                process_id,
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=timeout,
+                shutdown_timeout_seconds=timeout,
+            )
     except ValueError as error:
         raise UserError(
             f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT, --num_processes "

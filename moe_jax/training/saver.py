@@ -82,6 +82,10 @@ class Saver:
         if self._job is not None and self._job.done():
             self.wait()
 
+    def busy(self) -> bool:
+        """Is a save under way?"""
+        return self._job is not None and not self._job.done()
+
     def wait(self) -> None:
         """Wait for the save under way."""
         job, self._job = self._job, None

@@ -183,6 +183,8 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
         saver.save(state, RECORD)
         double = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
         double(state.params)
+        saver.wait()
+        assert not saver.busy()
     restored = checkpoint.restore_state(newest(tmp_path), some_state(1))
     for name, leaf in before.items():
         np.testing.assert_array_equal(restored.params[name], leaf)
