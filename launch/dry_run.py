@@ -1,6 +1,7 @@
 """What `launch/train.py --dry_run` prints."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,20 +22,21 @@ SPLITS = {
 
 def print_dry_run(found: "DryRun", console: Console) -> None:
     """The mesh, the parameters, the memory and the collectives as tables."""
-    devices = 1
-    for size in found.sizes.values():
-        devices *= size
+    devices = math.prod(found.sizes.values())
     where = "here" if found.real else "imagined"
     console.print(f"Dry run on {devices:,} device{'s' * (devices > 1)} ({where}); no step was made")
     console.print(_table("Mesh", ("axis", "devices>", "splits"), _mesh(found)))
     heads = ("parameter", "shape", "dtype", "split over", "bytes a device>")
     console.print(_table("Parameters", heads, _parameters(found)))
-    console.print(_table("Memory", ("for", "bytes a device>"), _memory(found)))
+    rows = _memory(found)
+    totals = len(rows) - len(found.memory)
+    console.print(_table("Memory", ("for", "bytes a device>"), rows, totals))
     if not found.collectives:
         console.print("Collectives: none, nothing is sent")
         return
     columns = ("for", "collective", "over", "a step>", "bytes put in>", "bytes sent>")
-    console.print(_table("Collectives, for each device", columns, _collectives(found.collectives)))
+    rows = _collectives(found.collectives)
+    console.print(_table("Collectives, for each device", columns, rows, 1))
 
 
 def size_text(count: float) -> str:
@@ -46,13 +48,14 @@ def size_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Row]) -> Table:
+def _table(title: str, columns: Iterable[str], rows: Sequence[Row], totals: int = 0) -> Table:
+    """A table whose last `totals` rows stand apart; columns that end in ">" are right-aligned."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         name, right = column.removesuffix(">"), column.endswith(">")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row, end_section=row[0] == "")
+    for i, row in enumerate(rows):
+        table.add_row(*row, end_section=i + totals + 1 == len(rows))
     return table
 
 
@@ -74,12 +77,8 @@ def _memory(found: "DryRun") -> list[Row]:
     rows: list[Row] = [(name, size_text(n)) for name, n in found.memory.items()]
     rows.append(("sum, without activations", size_text(sum(found.memory.values()))))
     if found.temporary is not None:
-        rows.append(
-            (
-                "temporaries of the compiled step (activations, gradients)",
-                size_text(found.temporary),
-            )
-        )
+        name = "temporaries of the compiled step (activations, gradients)"
+        rows.append((name, size_text(found.temporary)))
     return rows
 
 
@@ -101,13 +100,7 @@ def _collectives(found: "list[Collective]") -> list[Row]:
         rows.append((*key, often, size_text(put), size_text(sent)))
     fixed = [c for c in found if not c.in_loop]
     total = [sum(getattr(c, field) * c.times for c in fixed) for field in ("operand", "sent")]
-    rows.append(
-        (
-            "all but further rounds",
-            "",
-            "",
-            f"{sum(c.times for c in fixed):,}",
-            *map(size_text, total),
-        )
-    )
+    name = "sum, without further rounds" if len(fixed) < len(found) else "sum"
+    often = f"{sum(c.times for c in fixed):,}"
+    rows.append((name, "", "", often, *map(size_text, total)))
     return rows

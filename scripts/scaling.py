@@ -220,7 +220,7 @@ def _compiled_row(shape: Shape, chips: int, expert: int) -> list[str]:
     task = LayerTask(shape, chips * TOKENS.value, EXCHANGE.value, "float32")
     config = _settings(chips, expert, "float32")
     parts = Parts(model := abstract_model(task), task.trainable)
-    layout, optimizer = Layout(parts, make_mesh(config.mesh)), make_optimizer(config)
+    layout, optimizer = Layout(parts, make_mesh(config.mesh), config.dtype), make_optimizer(config)
     key = streams(0)[2]
     state = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, key), *parts.split(model))
     shardings = layout.shardings(optimizer, state)

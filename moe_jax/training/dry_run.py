@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from moe_jax.training.collectives import Collective, collectives
@@ -74,7 +75,7 @@ def dry_run(task: Task, config: TrainConfig, num_devices: int | None = None) -> 
         sizes = tuple(mesh_sizes(config.mesh, num_devices).values())
         mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     parts = Parts(model := abstract_model(task), task.trainable)
-    layout, optimizer = Layout(parts, mesh), make_optimizer(config)
+    layout, optimizer = Layout(parts, mesh, config.dtype), make_optimizer(config)
     key = streams(config.seed)[2]
     state = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, key), *parts.split(model))
     batch = task.batch_like()
@@ -114,22 +115,25 @@ def _parameter(name: str, leaf: Any, layout: Layout) -> Parameter:
 
 def _memory(layout: Layout, state: TrainState, specs: TrainState, batch: Batch) -> dict[str, int]:
     mesh = layout.mesh
-    whole = {
-        name: jax.P(*(a if a != "fsdp" else None for a in layout.params[name]))
-        for name in state.params
-    }
-    together = _sum(state.params, whole, mesh)
-    parameters = _sum(state.params, specs.params, mesh)
     memory = {
-        "parameters": parameters,
+        "parameters": _sum(state.params, specs.params, mesh),
         "optimizer": _sum(state.opt_state, specs.opt_state, mesh),
-        "gradients": together,
+        "gradients": _sum(state.params, _together(layout), mesh),
         "other variables": _sum(state.rest, specs.rest, mesh),
         "batch": sum(_part(a, batch_spec(a, mesh), mesh) for a in batch.values()),
     }
-    if together > parameters:
-        memory["parameters put together for the step (fsdp)"] = together
+    seen = jax.eval_shape(layout.rounded, state.params)
+    if memory["gradients"] > memory["parameters"] or layout.dtype != jnp.float32:
+        memory["parameters as the loss sees them"] = _sum(seen, _together(layout), mesh)
     return memory
+
+
+def _together(layout: Layout) -> dict[str, jax.P]:
+    """How parameters lie once fsdp has put them together."""
+    return {
+        name: jax.P(*(None if axis == "fsdp" else axis for axis in spec))
+        for name, spec in layout.params.items()
+    }
 
 
 def _sum(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:

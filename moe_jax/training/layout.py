@@ -29,10 +29,11 @@ class Layout:
       mesh: real, or abstract for a program that is only traced.
       axes: of the mesh, those with several devices.
       params: how each parameter lies on it, by name.
+      dtype: of float32 parameters in the step, those left out that ask for full precision.
     """
 
-    def __init__(self, parts: Parts, mesh: Mesh | AbstractMesh):
-        self.mesh = mesh
+    def __init__(self, parts: Parts, mesh: Mesh | AbstractMesh, dtype: str = "float32"):
+        self.mesh, self.dtype, self._exact = mesh, jnp.dtype(dtype), parts.full_precision()
         self.axes = tuple(name for name, size in mesh.shape.items() if size > 1)
         self.params = {
             name: param_spec(name, shape, axes, mesh)
@@ -106,8 +107,17 @@ class Layout:
         """A key of this device's own; on a mesh of one device, the key itself."""
         return key if self.mesh.size == 1 else jax.random.fold_in(key, lax.axis_index(self.axes))
 
+    def rounded(self, params: Leaves) -> Leaves:
+        """Parameters in the step's dtype."""
+
+        def one(name: str, leaf: Array) -> Array:
+            round_it = leaf.dtype == jnp.float32 and name not in self._exact
+            return leaf.astype(self.dtype) if round_it else leaf
+
+        return {name: one(name, leaf) for name, leaf in params.items()}
+
     def gather(self, params: Leaves) -> Leaves:
-        """Parameters with the axis put together that fsdp splits."""
+        """Parameters as the loss sees them: rounded, and what fsdp splits put together."""
 
         def one(leaf: Array, spec: jax.P) -> Array:
             if "fsdp" not in spec:
@@ -115,7 +125,7 @@ class Layout:
             return lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
 
         with jax.named_scope("gather_params"):
-            return {name: one(leaf, self.params[name]) for name, leaf in params.items()}
+            return {n: one(leaf, self.params[n]) for n, leaf in self.rounded(params).items()}
 
     def mean(self, tree: Any) -> Any:
         """Means over devices; counters and keys, the same on all of them, as they are."""

@@ -72,19 +72,10 @@ def _device_step(task: Task, parts: Parts, config: TrainConfig, layout: Layout) 
     """What one device does."""
     optimizer, schedule = make_optimizer(config), make_schedule(config)
     gradient = make_gradient(task, parts, config.accumulate)
-    keep, dtype = parts.full_precision(), jnp.dtype(config.dtype)
-
-    def seen(params: Leaves) -> Leaves:
-        """Parameters as the loss sees them."""
-        rounded = {
-            name: leaf.astype(dtype) if leaf.dtype == jnp.float32 and name not in keep else leaf
-            for name, leaf in params.items()
-        }
-        return layout.gather(rounded)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = layout.device_key(jax.random.fold_in(state.key, state.step))
-        out = gradient(seen(state.params), state.rest, batch, key)
+        out = gradient(layout.gather(state.params), state.rest, batch, key)
         loss, metrics, rest = layout.mean((out.loss, out.metrics, out.rest))
         grads = {n: g.astype(state.params[n].dtype) for n, g in out.grads.items()}
         grads = layout.mean_grads(grads)

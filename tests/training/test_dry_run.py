@@ -58,7 +58,7 @@ def test_bytes_are_those_of_the_arrays(sizes, monkeypatch):
     assert found.memory["optimizer"] == on_first_device(state.opt_state)
     batch = place_batch(next(task.train_data()), layout.mesh)
     assert found.memory["batch"] == on_first_device(batch)
-    together = "parameters put together for the step (fsdp)"
+    together = "parameters as the loss sees them"
     if "fsdp" in sizes:
         whole = jax.jit(
             jax.shard_map(
@@ -89,7 +89,17 @@ def test_64_devices_that_are_not_there():
     assert "moe.w_in_edf 8 8 16 float32 expert - - 1.02 kB" in rows
     assert "head.bias 3 float32 copied 12 B" in rows
     assert "data 8 the batch" in rows
+    assert any(row.startswith("sum 2") for row in rows)
     assert "combine all_to_all expert 1 256 B 192 B" in rows
+
+
+def test_rounded_parameters_are_counted():
+    config = settings(data=1)
+    config.dtype = "bfloat16"
+    memory = dry_run(MoETask(), config, 1).memory
+    router = 8 * 8 * 4
+    assert memory["parameters as the loss sees them"] == (memory["parameters"] + router) / 2
+    assert memory["gradients"] == memory["parameters"]
 
 
 def test_one_device_sends_nothing():
@@ -111,6 +121,7 @@ def test_further_rounds_are_told_apart():
     text = printed(dry_run(Large(), settings(expert=4), 4))
     assert "dispatch further rounds (backward)" in text
     assert "each round" in text
+    assert "sum, without further rounds" in text
 
 
 @pytest.mark.parametrize(

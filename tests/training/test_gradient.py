@@ -111,7 +111,7 @@ def stepped(task, **options):
     config = TrainConfig(learning_rate=0.1, grad_clip=0.0, mesh=MeshConfig(data=1), **options)
     parts, params, rest = parts_of(task)
     state = first_state(params, rest, make_optimizer(config), jax.random.key(0))
-    step = compile_step(task, parts, config, Layout(parts, make_mesh(config.mesh)))
+    step = compile_step(task, parts, config, Layout(parts, make_mesh(config.mesh), config.dtype))
     return *step(state, batch()), params
 
 

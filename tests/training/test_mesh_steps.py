@@ -61,7 +61,7 @@ class Run:
         model = task.init(nnx.Rngs(init))
         parts = Parts(model, task.trainable)
         self.mesh = make_mesh(config.mesh)
-        self.layout = Layout(parts, self.mesh)
+        self.layout = Layout(parts, self.mesh, config.dtype)
         optimizer = make_optimizer(config)
         state = first_state(*parts.split(model), optimizer, key)
         self.shardings = self.layout.shardings(optimizer, state)
