@@ -114,10 +114,14 @@ def _xla_bytes(dtype: str, dims: str) -> int:
 
 
 def _group_size(line: str) -> int:
-    """From replica_groups={{0,1},{2,3}} or its short form [2,2]<=[4]."""
+    """Devices of one group: {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}."""
     short = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if short:
         return int(short[1])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named[2]))
     long = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if long is None:
         raise ValueError(f"no replica_groups in {line.strip()[:200]}")

@@ -1,6 +1,11 @@
 """What a program sends: against hand-worked bytes, and against what XLA compiles."""
 
 import collections
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,7 @@ from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.dry_run import dry_run
 from tests.training.moe_toy import BATCH, WIDTH, MoETask
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"a": 4, "b": 2}
 MESH = AbstractMesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
@@ -177,6 +183,10 @@ def test_pieces_send_their_gradients_once():
         ("ag = bf16[8,4]{1,0} all-gather(%p), replica_groups={{0,4},{1,5}}", {"all_gather": 32}),
         ("ag = f32[8]{0} all-gather-start(%p), replica_groups=[2,4]<=[8]", {"all_gather": 8}),
         ("rs = f32[2]{0} reduce-scatter(%p), replica_groups=[1,8]<=[8]", {"reduce_scatter": 64}),
+        (
+            "ag = f32[8] all-gather(%p), replica_groups=mesh['a'=2,'b'=4,'c'=2] {'a','b'}",
+            {"all_gather": 4},
+        ),
         ("a = pred[8,2]{1,0} all-to-all(%p), replica_groups=[1,8]<=[8]", {"all_to_all": 16}),
         ("x = f32[8]{0} add(%all-reduce, %b)", {}),
     ],
@@ -227,3 +237,51 @@ def test_the_compiler_sends_what_the_program_says(exchange, room):
         # rows that it sends back: XLA removes that.
         said["all_to_all"] -= 8 * 16 * width * 4
     assert compiled_bytes(text) == dict(said)
+
+
+COMPILE = """
+import json, sys
+import jax, numpy as np
+from flax import nnx
+from moe_jax.training import mesh as meshes
+from moe_jax.training.collectives import compiled_bytes
+from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training.layout import Layout
+from moe_jax.training.mesh import make_mesh, place_batch
+from moe_jax.training.state import Parts, first_state, streams
+from moe_jax.training.layout import spread
+from moe_jax.training.step import compile_step, make_optimizer
+from tests.training.moe_toy import MoETask
+
+meshes.MIN_SPLIT = 1
+task, config = MoETask(), TrainConfig(mesh=MeshConfig(data=4, fsdp=4, expert=4))
+parts = Parts(model := task.init(nnx.Rngs(0)), task.trainable)
+layout, optimizer = Layout(parts, make_mesh(config.mesh)), make_optimizer(config)
+state = first_state(*parts.split(model), optimizer, streams(0)[2])
+state = spread(state, layout.shardings(optimizer, state))
+batch = place_batch(next(task.train_data()), layout.mesh)
+step = compile_step(task, parts, config, layout).lower(state, batch).compile()
+print(json.dumps([len(jax.devices()), compiled_bytes(step.as_text())]))
+"""
+
+
+@pytest.mark.slow
+def test_xla_compiles_the_same_for_64_devices(monkeypatch):
+    """The step of the contract test above, compiled for 64 CPU devices in a process of its own."""
+    monkeypatch.setattr(meshes, "MIN_SPLIT", 1)
+    said = collections.Counter()
+    for c in dry_run(MoETask(), settings(data=4, fsdp=4, expert=4), 64).collectives:
+        said[c.kind] += c.operand * c.times
+    # Nothing before the layer needs the gradient of its tokens: XLA drops these rows.
+    said["all_to_all"] -= 4 * 2 * WIDTH * 4
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "64",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+    }
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [64, dict(said)]
