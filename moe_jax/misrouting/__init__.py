@@ -1,0 +1,1 @@
+"""Which experts a prompt uses, and what happens when it is sent to others."""
