@@ -27,7 +27,12 @@ class Family(NamedTuple):
     names: Names
 
 
-def _activation(name: Any) -> str:
+def activation(name: Any) -> str:
+    """Our name of an activation.
+
+    Raises:
+      UserError: it isn't covered.
+    """
     if name not in _ACTIVATIONS:
         raise UserError(
             f"config.json: activation {name!r} is not covered; one of {', '.join(_ACTIVATIONS)} is"
@@ -55,7 +60,7 @@ def _bert(raw: Mapping[str, Any], *, padded_positions: bool = False) -> EncoderC
         num_positions=raw["max_position_embeddings"],
         position_offset=pad_id + 1 if padded_positions else 0,
         num_token_types=raw["type_vocab_size"],
-        activation=_activation(raw.get("hidden_act", "gelu")),
+        activation=activation(raw.get("hidden_act", "gelu")),
         norm_eps=raw.get("layer_norm_eps", 1e-12),
         pad_id=pad_id,
     )
@@ -75,7 +80,7 @@ def _distilbert(raw: Mapping[str, Any]) -> EncoderConfig:
         d_ff=raw["hidden_dim"],
         num_positions=raw["max_position_embeddings"],
         num_token_types=0,
-        activation=_activation(raw.get("activation", "gelu")),
+        activation=activation(raw.get("activation", "gelu")),
         # Not a field of theirs.
         norm_eps=1e-12,
         pad_id=raw.get("pad_token_id") or 0,

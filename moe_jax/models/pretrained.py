@@ -3,21 +3,18 @@
 Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import pathlib
 from typing import NamedTuple
 
 import jax
-import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that some files hold)
-import numpy as np
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig
+from moe_jax.models.tensor_files import open_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer, special_ids
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
@@ -121,42 +118,8 @@ def _check_fit(tokenizer: Tokenizer, config: EncoderConfig, folder: pathlib.Path
 
 def _read_weights(folder: pathlib.Path, config: EncoderConfig, names: weights.Names) -> Encoder:
     """Builds the encoder from the folder's safetensors, one file or several."""
-    files = _weight_files(folder)
-    with contextlib.ExitStack() as stack:
-        opened, key_of = {}, {}
-        for file in files:
-            try:
-                opened[file] = stack.enter_context(safe_open(file, framework="numpy"))
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file} is not a whole safetensors file: {error}") from None
-            for key in opened[file].keys():  # noqa: SIM118 (not a dict)
-                key_of[weights.plain_name(key, names)] = (file, key)
-
-        def read(name: str) -> np.ndarray:
-            file, key = key_of[name]
-            return opened[file].get_tensor(key)
-
-        return weights.build(config, names, key_of.keys(), read, str(folder))
-
-
-def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json lists."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise UserError(f"{index} has no weight_map")
-        files = [folder / str(name) for name in sorted(set(shards.values()))]
-        for file in files:
-            if file.parent != folder or not file.is_file():
-                raise UserError(f"{file}, which {index.name} lists, is not in that folder")
-        return files
-    pickled = sorted(file.name for file in folder.glob("*.bin"))
-    if pickled:
-        raise UserError(
-            f"{folder} has its weights only as {pickled[0]}, a pickle, which could run code when "
-            "read; convert it to model.safetensors (save_pretrained in transformers does that)"
+    with open_tensors(folder) as tensors:
+        key_of = {weights.plain_name(key, names): key for key in tensors.names}
+        return weights.build(
+            config, names, key_of, lambda name: tensors.read(key_of[name]), str(folder)
         )
-    raise UserError(f"{whole} is missing")

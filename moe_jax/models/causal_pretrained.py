@@ -1,0 +1,140 @@
+"""Loads causal language models from Hugging Face folders, and saves them as such.
+
+Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
+"""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from moe_jax.errors import UserError
+from moe_jax.models import causal_families, causal_weights
+from moe_jax.models.causal_config import CausalConfig
+from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.tensor_files import open_tensors, write_tensors
+from moe_jax.models.tokenizer import read_json, read_tokenizer
+
+
+class PretrainedLM(NamedTuple):
+    """A causal language model with its tokenizer.
+
+    Attributes:
+      model: the model.
+      tokenizer: a `tokenizers.Tokenizer` that neither truncates nor pads.
+      config: the model's shape.
+      stop_ids: tokens that end a text.
+      name: what it was loaded as.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    config: CausalConfig
+    stop_ids: tuple[int, ...]
+    name: str
+
+
+def load_lm(
+    path: str | pathlib.Path, *, dtype: str | None = None, param_dtype: str | None = None
+) -> PretrainedLM:
+    """Loads a causal language model and its tokenizer from a folder.
+
+    Args:
+      path: a folder with config.json, *.safetensors (one file or shards with their index) and
+        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE.
+      dtype: what the layers compute in; None: float32 on CPU, bfloat16 elsewhere.
+      param_dtype: what the parameters are held in (gates' are float32 always); None: as `dtype`.
+
+    Raises:
+      UserError: a file is missing, broken or not of a covered kind; one line that says which.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"model {str(path)!r} is not a folder with config.json, *.safetensors and "
+            "tokenizer.json"
+        )
+    raw = read_json(folder / "config.json")
+    config, names = causal_families.read_causal_config(raw, str(folder / "config.json"))
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.dtype = dtype
+    config.validate()
+    tokenizer = read_tokenizer(folder)
+    _check_fit(tokenizer, config, folder)
+    with open_tensors(folder) as found:
+        model = causal_weights.build(
+            config,
+            names,
+            found.names,
+            found.read,
+            str(folder),
+            param_dtype=jnp.dtype(param_dtype or dtype),
+        )
+    return PretrainedLM(model, tokenizer, config, _stop_ids(folder, raw), str(path))
+
+
+def save_lm(
+    model: CausalLM,
+    folder: pathlib.Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    stop_ids: tuple[int, ...] = (),
+    max_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a model as a Hugging Face folder that `load_lm` and transformers read.
+
+    Args:
+      model: its config must be one that a covered architecture has.
+      folder: must not exist yet; it is there whole or not at all.
+      tokenizer: written as tokenizer.json.
+      stop_ids: written as eos_token_id.
+      max_bytes: of one file of weights; more become shards.
+
+    Raises:
+      UserError: the folder exists, or no architecture fits.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; name a new folder")
+    raw, names = causal_families.write_causal_config(model.config)
+    if stop_ids:
+        raw["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, part, ignore_errors=True)
+        write_tensors(part, causal_weights.tensors(model, names), max_bytes=max_bytes)
+        (part / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(str(part / "tokenizer.json"))
+        part.rename(folder)
+
+
+def _stop_ids(folder: pathlib.Path, raw: dict[str, Any]) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, which goes before that of config.json."""
+    file = folder / "generation_config.json"
+    found = read_json(file).get("eos_token_id") if file.is_file() else None
+    found = raw.get("eos_token_id") if found is None else found
+    if found is None:
+        return ()
+    ids = found if isinstance(found, list) else [found]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise UserError(f"{folder}: eos_token_id={found!r} must be a whole number or several")
+    return tuple(ids)
+
+
+def _check_fit(tokenizer: Tokenizer, config: CausalConfig, folder: pathlib.Path) -> None:
+    """Refuses a tokenizer that makes ids that the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has ids up to {largest}, config.json has "
+            f"vocab_size={config.vocab_size}: it is another model's"
+        )
