@@ -45,7 +45,7 @@ lock: ## resolve the pinned versions again (needs uv on the PATH)
 	mv constraints/new.txt constraints/python.txt
 
 golden: $(VENV)/.parity ## make the stored golden values again (needs torch)
-	$(PIP) install -q accelerate==
+	$(PIP) install -q accelerate==1.15.0
 	for f in scripts/make_golden_*.py; do $(BIN)/python $$f || exit 1; done
 
 clean: ## remove the virtual environment and caches
