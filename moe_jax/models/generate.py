@@ -1,0 +1,392 @@
+"""Text continued by a causal language model, with the routing of every token that was read.
+
+found = generate(model, [[5, 7, 9], [3]], max_new_tokens=20, stop_ids=(2,))
+found[0].ids                    # new tokens
+found[0].routing.expert         # [t l k], prompt first, then the new tokens that were read
+
+Prompts are read together, padded on the left; then one token of each at a time, with a cache.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from moe_jax.errors import UserError
+from moe_jax.gating import RoutingEdit
+from moe_jax.models.causal_config import CausalConfig
+from moe_jax.models.causal_lm import Cache, CausalLM, Output
+from moe_jax.models.sampling import SamplingConfig, sample
+
+# Prompts and caches grow by this many positions, so that few programs are compiled.
+_STRIDE = 32
+
+Prompt = Sequence[int] | Int[np.ndarray, " s"]
+# Token ids -> text, of the new tokens of one prompt.
+Decode = Callable[[Sequence[int]], str]
+# (step from 0, ids [b]) after every token; -1 in rows that had stopped before.
+OnToken = Callable[[int, Int[np.ndarray, " b"]], None]
+
+
+class ReadRouting(NamedTuple):
+    """Routing of the tokens that the model read, without padding. l: layers with a mixture.
+
+    Attributes:
+      expert: chosen experts [t l k], best first; num_experts marks a slot without one.
+      weight: combine weights [t l k].
+      probs: scores before the cut [t l e].
+    """
+
+    expert: Int[np.ndarray, "t l k"]
+    weight: Float[np.ndarray, "t l k"]
+    probs: Float[np.ndarray, "t l e"]
+
+
+class Generation(NamedTuple):
+    """What one prompt led to.
+
+    The last new token was drawn but never read, so t = prompt_tokens + len(ids) - 1: `routing` has
+    the prompt's tokens first, then ids[:-1].
+
+    Attributes:
+      ids: new tokens [n], the one that stopped it included; n >= 1.
+      logprob: of each under the model's softmax, before temperature and cuts [n].
+      finish: "stop", or "length" where max_new_tokens came first.
+      stopped_by: the stop id or stop text; None with "length".
+      prompt_tokens: tokens of the prompt.
+      routing: of every token read; None for a dense model.
+    """
+
+    ids: Int[np.ndarray, " n"]
+    logprob: Float[np.ndarray, " n"]
+    finish: Literal["stop", "length"]
+    stopped_by: int | str | None
+    prompt_tokens: int
+    routing: ReadRouting | None
+
+    @property
+    def content(self) -> Int[np.ndarray, " m"]:
+        """The new tokens without a stop id; a stop text stays."""
+        return self.ids[:-1] if isinstance(self.stopped_by, int) else self.ids
+
+
+def generate(
+    model: CausalLM,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop_ids: Collection[int] = (),
+    stop_texts: Sequence[str] = (),
+    decode: Decode | None = None,
+    seed: int = 0,
+    pad_id: int = 0,
+    edit_prompt: RoutingEdit | None = None,
+    edit_generated: RoutingEdit | None = None,
+    on_token: OnToken | None = None,
+) -> list[Generation]:
+    """Continue prompts together, each as if it were alone.
+
+    Gates have no noise here, whatever mode the model is in. A capacity counts within one reading:
+    the prompt's tokens together, each new token by itself.
+
+    Args:
+      model: the model; it is not changed.
+      prompts: token ids of each, of any lengths.
+      max_new_tokens: most new tokens of a prompt.
+      sampling: how tokens are drawn; None: greedy.
+      stop_ids: a prompt is done at the first of these.
+      stop_texts: a prompt is done at the first token that completes one of these in the text of
+        its new tokens; ids end with this token, which may carry text past the stop text.
+      decode: gives that text; called with all new ids of one prompt after each of its tokens.
+      seed: of the draws. What a prompt gets depends on its place among the prompts.
+      pad_id: read, and ignored, before short prompts.
+      edit_prompt: interventions on the gates while the prompts are read. Each leaf is [l 1 ...],
+        the same for all, or [l b ...], one for each prompt; `seed` is [l].
+      edit_generated: the same, while new tokens are read. `seed` grows by 1 with each token, so
+        that random experts differ between them.
+      on_token: called after each step.
+
+    Returns:
+      For each prompt its new tokens, why they end, and the routing.
+
+    Raises:
+      UserError: no room in the context, ids that the model does not have, or a wrong setting; the
+        message names it. Logits that are not numbers.
+      ValueError: stop_texts without decode, or an edit of the wrong shape.
+    """
+    sampling = SamplingConfig() if sampling is None else sampling
+    sampling.validate()
+    _check_settings(model.config, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
+    rows = _checked_prompts(prompts, model.config, max_new_tokens)
+    for name, edit in (("edit_prompt", edit_prompt), ("edit_generated", edit_generated)):
+        _check_edit(name, edit, len(rows))
+    if not rows:
+        return []
+    leaves, treedef = jax.tree.flatten(model)
+    prefill, step = _programs(treedef)
+    ids_bs, where_bs = _padded(rows, pad_id)
+    slots = ids_bs.shape[1] + _rounded(max_new_tokens - 1)
+    draw = _Draw(
+        jax.random.key(seed),
+        jnp.float32(sampling.temperature),
+        jnp.int32(sampling.top_k or 0),
+        jnp.float32(sampling.top_p),
+    )
+    texts = _Texts(rows, frozenset(stop_ids), tuple(stop_texts), decode)
+    out = prefill(leaves, ids_bs, where_bs, edit_prompt, draw, slots)
+    routings = []
+    for number in range(max_new_tokens):
+        if number:
+            out = step(leaves, out.cache, out.ids, texts.live.copy(), edit_generated, draw, number)
+        routings.append(out.routing)
+        new, logprob = jax.device_get((out.ids, out.logprob))
+        shown = texts.add(new, logprob)
+        if on_token is not None:
+            on_token(number, shown)
+        if not texts.live.any():
+            break
+    return _generations(texts, jax.device_get(routings), where_bs.shape[1])
+
+
+class _Draw(NamedTuple):
+    """What `sample` needs."""
+
+    key: Array
+    temperature: Array
+    top_k: Array
+    top_p: Array
+
+
+class _Step(NamedTuple):
+    """Tokens drawn, their log-probabilities, the routing [b s l ...] of what was read."""
+
+    ids: Int[Array, " b"]
+    logprob: Float[Array, " b"]
+    routing: Any
+    cache: Cache
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]:
+    """(prefill, step) of models of one structure, compiled once per shape.
+
+    They take the model's leaves as a flat list: putting that together costs nothing in each step,
+    where flattening a module would.
+    """
+
+    def rebuilt(leaves: list[Array]) -> CausalLM:
+        model: CausalLM = jax.tree.unflatten(treedef, leaves)
+        model.eval()
+        return model
+
+    @functools.partial(jax.jit, static_argnames="slots")
+    def prefill(
+        leaves: list[Array],
+        ids_bs: Array,
+        where_bs: Array,
+        edit: RoutingEdit | None,
+        draw: _Draw,
+        slots: int,
+    ) -> _Step:
+        model = rebuilt(leaves)
+        b, s = ids_bs.shape
+        out = model(
+            ids_bs,
+            where_bs,
+            cache=model.empty_cache(b, slots),
+            edit=_for_positions(edit, s),
+            last_only=True,
+        )
+        return _drawn(out, draw, jnp.int32(0))
+
+    @functools.partial(jax.jit, donate_argnames="cache")
+    def step(
+        leaves: list[Array],
+        cache: Cache,
+        ids_b: Array,
+        live_b: Array,
+        edit: RoutingEdit | None,
+        draw: _Draw,
+        number: Array,
+    ) -> _Step:
+        if edit is not None:
+            edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
+        out = rebuilt(leaves)(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
+        return _drawn(out, draw, number)
+
+    return prefill, step
+
+
+def _drawn(out: Output, draw: _Draw, number: Array) -> _Step:
+    key = jax.random.fold_in(draw.key, number)
+    found = sample(
+        out.logits[:, -1],
+        temperature=draw.temperature,
+        top_k=draw.top_k,
+        top_p=draw.top_p,
+        key=key,
+    )
+    r = out.routing
+    routing = None if r is None else ReadRouting(r.expert, r.weight, r.probs)  # type: ignore[arg-type]
+    if out.cache is None:
+        raise ValueError("the model gave no cache")
+    return _Step(found.ids, found.logprob, routing, out.cache)
+
+
+def _for_positions(edit: RoutingEdit | None, s: int) -> RoutingEdit | None:
+    """[l b ...] -> [l b*s ...]: the edit of a prompt at each of its positions."""
+    if edit is None:
+        return None
+    return RoutingEdit(
+        **{
+            name: a if name == "seed" or a.shape[1] == 1 else jnp.repeat(a, s, axis=1)
+            for name, a in edit._asdict().items()
+        }
+    )
+
+
+class _Texts:
+    """New tokens of each prompt as they come, and which prompts are not done."""
+
+    def __init__(
+        self,
+        prompts: list[np.ndarray],
+        stop_ids: frozenset[int],
+        stop_texts: tuple[str, ...],
+        decode: Decode | None,
+    ):
+        self.prompts, self.stop_ids, self.stop_texts = prompts, stop_ids, stop_texts
+        self.decode = decode
+        self.ids: list[list[int]] = [[] for _ in prompts]
+        self.logprob: list[list[float]] = [[] for _ in prompts]
+        self.stopped_by: list[int | str | None] = [None for _ in prompts]
+        self.live = np.ones(len(prompts), bool)
+
+    def add(self, ids: np.ndarray, logprob: np.ndarray) -> np.ndarray:
+        """Take one token a row; returns them with -1 in rows that had stopped."""
+        shown = np.where(self.live, ids, -1)
+        for row in np.flatnonzero(self.live):
+            if not np.isfinite(logprob[row]):
+                raise UserError(
+                    f"the model's logits are not numbers after {len(self.ids[row])} new tokens of "
+                    f"prompt {row}: are its weights whole?"
+                )
+            self.ids[row].append(int(ids[row]))
+            self.logprob[row].append(float(logprob[row]))
+            self.stopped_by[row] = self._stop(self.ids[row])
+            self.live[row] = self.stopped_by[row] is None
+        return shown
+
+    def _stop(self, ids: list[int]) -> int | str | None:
+        if ids[-1] in self.stop_ids:
+            return ids[-1]
+        if self.stop_texts and self.decode is not None:
+            text = self.decode(ids)
+            return next((t for t in self.stop_texts if t in text), None)
+        return None
+
+
+def _generations(
+    texts: _Texts, routings: list[ReadRouting | None], length: int
+) -> list[Generation]:
+    """Cut what belongs to each prompt; `length` is the prompts' padded length."""
+    found = []
+    first, *rest = routings
+    later = None if first is None or not rest else jax.tree.map(_joined, *rest)
+    for row, prompt in enumerate(texts.prompts):
+        pad, new = length - len(prompt), len(texts.ids[row])
+        mine = None
+        if first is not None:
+            parts = [[a[row, pad:]] for a in first]
+            if later is not None:
+                parts = [[p, a[row, : new - 1]] for (p,), a in zip(parts, later, strict=True)]
+            mine = ReadRouting(*(np.concatenate(p) for p in parts))
+        by = texts.stopped_by[row]
+        found.append(
+            Generation(
+                np.asarray(texts.ids[row], np.int32),
+                np.asarray(texts.logprob[row], np.float32),
+                "length" if by is None else "stop",
+                by,
+                len(prompt),
+                mine,
+            )
+        )
+    return found
+
+
+def _joined(*steps: np.ndarray) -> np.ndarray:
+    return np.concatenate(steps, axis=1)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _STRIDE) * _STRIDE
+
+
+def _padded(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [b s] with padding on the left, and where they are tokens."""
+    s = _rounded(max(len(r) for r in rows))
+    ids_bs, where_bs = np.full((len(rows), s), pad_id, np.int32), np.zeros((len(rows), s), bool)
+    for i, row in enumerate(rows):
+        ids_bs[i, s - len(row) :], where_bs[i, s - len(row) :] = row, True
+    return ids_bs, where_bs
+
+
+def _check_settings(
+    config: CausalConfig,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    stop_texts: Sequence[str],
+    decode: Decode | None,
+    pad_id: int,
+) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    for name, ids in (("stop_ids", stop_ids), ("pad_id", (pad_id,))):
+        for i in ids:
+            if not 0 <= i < config.vocab_size:
+                raise UserError(f"{name}: {i} is not one of the ids 0 to {config.vocab_size - 1}")
+    if isinstance(stop_texts, str):
+        raise UserError(f"stop_texts={stop_texts!r} is one string; a list would be right")
+    if "" in stop_texts:
+        raise UserError("stop_texts has an empty text, which would stop everything")
+    if stop_texts and decode is None:
+        raise ValueError("stop_texts need decode, the function from ids to text")
+
+
+def _checked_prompts(
+    prompts: Sequence[Prompt], config: CausalConfig, max_new_tokens: int
+) -> list[np.ndarray]:
+    rows = [np.asarray(p) for p in prompts]
+    for i, row in enumerate(rows):
+        if row.ndim == 1 and not len(row):
+            raise UserError(f"prompt {i} is empty; give it a token to start from")
+        if row.ndim != 1 or row.dtype.kind not in "iu":
+            raise UserError(f"prompt {i} must be a sequence of token ids, whole numbers")
+        if not 0 <= row.min() <= row.max() < config.vocab_size:
+            wrong = row[(row < 0) | (row >= config.vocab_size)][0]
+            raise UserError(
+                f"prompt {i} has the id {wrong}; the model has 0 to {config.vocab_size - 1}"
+            )
+        if len(row) + max_new_tokens > config.max_length:
+            raise UserError(
+                f"prompt {i} has {len(row)} tokens and max_new_tokens={max_new_tokens}: more than "
+                f"the context of {config.max_length}"
+            )
+    return rows
+
+
+def _check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
+    if edit is None:
+        return
+    for field, a in edit._asdict().items():
+        if a.ndim > 1 and a.shape[1] not in (1, rows):
+            raise ValueError(
+                f"{name}.{field} has shape {a.shape}; its second axis must be 1 or the {rows} "
+                "prompts"
+            )
