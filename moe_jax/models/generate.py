@@ -18,16 +18,19 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
-from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import Cache, CausalLM, Output
+from moe_jax.models.generate_checks import (
+    Decode,
+    Prompt,
+    check_edit,
+    check_settings,
+    checked_prompts,
+)
 from moe_jax.models.sampling import SamplingConfig, sample
 
 # Prompts and caches grow by this many positions, so that few programs are compiled.
 _STRIDE = 32
 
-Prompt = Sequence[int] | Int[np.ndarray, " s"]
-# Token ids -> text, of the new tokens of one prompt.
-Decode = Callable[[Sequence[int]], str]
 # (step from 0, ids [b]) after every token; -1 in rows that had stopped before.
 OnToken = Callable[[int, Int[np.ndarray, " b"]], None]
 
@@ -121,10 +124,10 @@ def generate(
     """
     sampling = SamplingConfig() if sampling is None else sampling
     sampling.validate()
-    _check_settings(model.config, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
-    rows = _checked_prompts(prompts, model.config, max_new_tokens)
+    check_settings(model.config, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
+    rows = checked_prompts(prompts, model.config, max_new_tokens)
     for name, edit in (("edit_prompt", edit_prompt), ("edit_generated", edit_generated)):
-        _check_edit(name, edit, len(rows))
+        check_edit(name, edit, len(rows))
     if not rows:
         return []
     leaves, treedef = jax.tree.flatten(model)
@@ -335,58 +338,3 @@ def _padded(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray
     for i, row in enumerate(rows):
         ids_bs[i, s - len(row) :], where_bs[i, s - len(row) :] = row, True
     return ids_bs, where_bs
-
-
-def _check_settings(
-    config: CausalConfig,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    stop_texts: Sequence[str],
-    decode: Decode | None,
-    pad_id: int,
-) -> None:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    for name, ids in (("stop_ids", stop_ids), ("pad_id", (pad_id,))):
-        for i in ids:
-            if not 0 <= i < config.vocab_size:
-                raise UserError(f"{name}: {i} is not one of the ids 0 to {config.vocab_size - 1}")
-    if isinstance(stop_texts, str):
-        raise UserError(f"stop_texts={stop_texts!r} is one string; a list would be right")
-    if "" in stop_texts:
-        raise UserError("stop_texts has an empty text, which would stop everything")
-    if stop_texts and decode is None:
-        raise ValueError("stop_texts need decode, the function from ids to text")
-
-
-def _checked_prompts(
-    prompts: Sequence[Prompt], config: CausalConfig, max_new_tokens: int
-) -> list[np.ndarray]:
-    rows = [np.asarray(p) for p in prompts]
-    for i, row in enumerate(rows):
-        if row.ndim == 1 and not len(row):
-            raise UserError(f"prompt {i} is empty; give it a token to start from")
-        if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise UserError(f"prompt {i} must be a sequence of token ids, whole numbers")
-        if not 0 <= row.min() <= row.max() < config.vocab_size:
-            wrong = row[(row < 0) | (row >= config.vocab_size)][0]
-            raise UserError(
-                f"prompt {i} has the id {wrong}; the model has 0 to {config.vocab_size - 1}"
-            )
-        if len(row) + max_new_tokens > config.max_length:
-            raise UserError(
-                f"prompt {i} has {len(row)} tokens and max_new_tokens={max_new_tokens}: more than "
-                f"the context of {config.max_length}"
-            )
-    return rows
-
-
-def _check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
-    if edit is None:
-        return
-    for field, a in edit._asdict().items():
-        if a.ndim > 1 and a.shape[1] not in (1, rows):
-            raise ValueError(
-                f"{name}.{field} has shape {a.shape}; its second axis must be 1 or the {rows} "
-                "prompts"
-            )

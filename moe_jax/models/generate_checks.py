@@ -1,0 +1,72 @@
+"""What `generate` is given, checked before anything is read."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from moe_jax.errors import UserError
+from moe_jax.gating import RoutingEdit
+from moe_jax.models.causal_config import CausalConfig
+
+Prompt = Sequence[int] | Int[np.ndarray, " s"]
+# Token ids -> text, of the new tokens of one prompt.
+Decode = Callable[[Sequence[int]], str]
+
+
+def check_settings(
+    config: CausalConfig,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    stop_texts: Sequence[str],
+    decode: Decode | None,
+    pad_id: int,
+) -> None:
+    """Raises a UserError that names the first wrong setting; a ValueError for a missing decode."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    for name, ids in (("stop_ids", stop_ids), ("pad_id", (pad_id,))):
+        for i in ids:
+            if not 0 <= i < config.vocab_size:
+                raise UserError(f"{name}: {i} is not one of the ids 0 to {config.vocab_size - 1}")
+    if isinstance(stop_texts, str):
+        raise UserError(f"stop_texts={stop_texts!r} is one string; a list would be right")
+    if "" in stop_texts:
+        raise UserError("stop_texts has an empty text, which would stop everything")
+    if stop_texts and decode is None:
+        raise ValueError("stop_texts need decode, the function from ids to text")
+
+
+def checked_prompts(
+    prompts: Sequence[Prompt], config: CausalConfig, max_new_tokens: int
+) -> list[np.ndarray]:
+    """The prompts as arrays, or a UserError that names the first that the model can't read."""
+    rows = [np.asarray(p) for p in prompts]
+    for i, row in enumerate(rows):
+        if row.ndim == 1 and not len(row):
+            raise UserError(f"prompt {i} is empty; give it a token to start from")
+        if row.ndim != 1 or row.dtype.kind not in "iu":
+            raise UserError(f"prompt {i} must be a sequence of token ids, whole numbers")
+        if not 0 <= row.min() <= row.max() < config.vocab_size:
+            wrong = row[(row < 0) | (row >= config.vocab_size)][0]
+            raise UserError(
+                f"prompt {i} has the id {wrong}; the model has 0 to {config.vocab_size - 1}"
+            )
+        if len(row) + max_new_tokens > config.max_length:
+            raise UserError(
+                f"prompt {i} has {len(row)} tokens and max_new_tokens={max_new_tokens}: more than "
+                f"the context of {config.max_length}"
+            )
+    return rows
+
+
+def check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
+    """Raises a ValueError unless the leaves are [l 1 ...] or [l b ...]."""
+    if edit is None:
+        return
+    for field, a in edit._asdict().items():
+        if a.ndim > 1 and a.shape[1] not in (1, rows):
+            raise ValueError(
+                f"{name}.{field} has shape {a.shape}; its second axis must be 1 or the {rows} "
+                "prompts"
+            )
