@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig, RopeConfig
-from moe_jax.models.families import activation
+from moe_jax.models.families import activation, fields_of
 
 Raw = Mapping[str, Any]
 
@@ -286,15 +286,9 @@ def read_causal_config(raw: Raw, where: str) -> tuple[CausalConfig, FfnNames]:
             f"{where}: model_type={raw.get('model_type')!r} is not covered; covered are "
             f"{', '.join(CAUSAL_FAMILIES)}"
         )
-    try:
+    with fields_of(where):
         config = family.read(raw)
         config.validate()
-    except KeyError as error:
-        raise UserError(f"{where} lacks the field {error}") from None
-    except TypeError as error:
-        raise UserError(f"{where} has a field of the wrong type: {error}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     return config, family.names
 
 

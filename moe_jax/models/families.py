@@ -1,6 +1,7 @@
 """Which Hugging Face architectures are covered, and how their config.json is read."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from moe_jax.errors import UserError
@@ -95,6 +96,23 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@contextlib.contextmanager
+def fields_of(where: str) -> Iterator[None]:
+    """Around the reading of a config.json: what is wrong with it becomes one line that names it.
+
+    Raises:
+      UserError: a field is missing, of the wrong type, or refused.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{where} lacks the field {error}") from None
+    except TypeError as error:
+        raise UserError(f"{where} has a field of the wrong type: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def read_config(raw: Mapping[str, Any], where: str) -> tuple[EncoderConfig, Names]:
     """Reads the contents of a config.json.
 
@@ -114,13 +132,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[EncoderConfig, Name
             f"{where}: model_type={raw.get('model_type')!r} is not covered; covered are "
             f"{', '.join(FAMILIES)} (MiniLM and CodeBERT files are of these types)"
         )
-    try:
+    with fields_of(where):
         config = family.read(raw)
         config.validate()
-    except KeyError as error:
-        raise UserError(f"{where} lacks the field {error}") from None
-    except TypeError as error:
-        raise UserError(f"{where} has a field of the wrong type: {error}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     return config, family.names

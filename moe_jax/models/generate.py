@@ -170,7 +170,7 @@ class _Step(NamedTuple):
 
     ids: Int[Array, " b"]
     logprob: Float[Array, " b"]
-    routing: Any
+    routing: tuple[Array, Array, Array] | None
     cache: Cache
 
 
@@ -235,7 +235,7 @@ def _drawn(out: Output, draw: _Draw, number: Array) -> _Step:
         key=key,
     )
     r = out.routing
-    routing = None if r is None else ReadRouting(r.expert, r.weight, r.probs)  # type: ignore[arg-type]
+    routing = None if r is None else (r.expert, r.weight, r.probs)
     if out.cache is None:
         raise ValueError("the model gave no cache")
     return _Step(found.ids, found.logprob, routing, out.cache)
@@ -295,7 +295,7 @@ class _Texts:
 
 
 def _generations(
-    texts: _Texts, routings: list[ReadRouting | None], length: int
+    texts: _Texts, routings: list[tuple[np.ndarray, ...] | None], length: int
 ) -> list[Generation]:
     """Cut what belongs to each prompt; `length` is the prompts' padded length."""
     found = []

@@ -3,8 +3,6 @@
 Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
 """
 
-import hashlib
-import importlib.util
 import pathlib
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ from tokenizers import Tokenizer
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig
+from moe_jax.models.packaged import packaged_file
 from moe_jax.models.tensor_files import open_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer, special_ids
 
@@ -70,32 +69,19 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
 def find_folder(name_or_path: str) -> pathlib.Path:
     """The folder that holds an encoder's files; see `load` for arguments and errors."""
     if name_or_path == DEFAULT_ENCODER:
-        return _default_folder()
+        file = packaged_file(
+            _PACKAGE,
+            "model/model.safetensors",
+            sha256=_SHA256,
+            what=f"encoder {DEFAULT_ENCODER!r}",
+            install=_INSTALL,
+        )
+        return file.parent
     folder = pathlib.Path(name_or_path)
     if not folder.is_dir():
         raise UserError(
             f"encoder {name_or_path!r} is neither {DEFAULT_ENCODER!r} nor a folder with "
             "config.json, model.safetensors and tokenizer.json"
-        )
-    return folder
-
-
-def _default_folder() -> pathlib.Path:
-    """The embedded encoder's folder, once its weights are known to be the official ones."""
-    # find_spec of a top-level package finds it without running it.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"encoder {DEFAULT_ENCODER!r} is not installed: {_INSTALL}")
-    folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: {_INSTALL} --force-reinstall")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != _SHA256:
-        raise UserError(
-            f"{file} was altered (SHA-256 {found[:12]}..., not {_SHA256[:12]}...): "
-            f"{_INSTALL} --force-reinstall"
         )
     return folder
 

