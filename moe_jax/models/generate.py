@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
@@ -24,12 +24,11 @@ from moe_jax.models.generate_checks import (
     Prompt,
     check_edit,
     check_settings,
+    checked_masks,
     checked_prompts,
 )
+from moe_jax.models.rows import for_positions, padded, padded_masks, rounded
 from moe_jax.models.sampling import SamplingConfig, sample
-
-# Prompts and caches grow by this many positions, so that few programs are compiled.
-_STRIDE = 32
 
 # (step from 0, ids [b]) after every token; -1 in rows that had stopped before.
 OnToken = Callable[[int, Int[np.ndarray, " b"]], None]
@@ -89,6 +88,7 @@ def generate(
     seed: int = 0,
     pad_id: int = 0,
     edit_prompt: RoutingEdit | None = None,
+    edit_where: Sequence[Bool[np.ndarray, " _"]] | None = None,
     edit_generated: RoutingEdit | None = None,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
@@ -110,6 +110,8 @@ def generate(
       pad_id: read, and ignored, before short prompts.
       edit_prompt: interventions on the gates while the prompts are read. Each leaf is [l 1 ...],
         the same for all, or [l b ...], one for each prompt; `seed` is [l].
+      edit_where: for each prompt, at which of its tokens [t] edit_prompt acts (among those that its
+        own `tokens` has); None: at all. Without edit_prompt it has no effect.
       edit_generated: the same, while new tokens are read. `seed` grows by 1 with each token, so
         that random experts differ between them.
       on_token: called after each step.
@@ -120,7 +122,8 @@ def generate(
     Raises:
       UserError: no room in the context, ids that the model does not have, or a wrong setting; the
         message names it. Logits that are not numbers.
-      ValueError: stop_texts without decode, or an edit of the wrong shape.
+      ValueError: stop_texts without decode, an edit of the wrong shape, or masks that don't fit
+        the prompts.
     """
     sampling = SamplingConfig() if sampling is None else sampling
     sampling.validate()
@@ -128,12 +131,14 @@ def generate(
     rows = checked_prompts(prompts, model.config, max_new_tokens)
     for name, edit in (("edit_prompt", edit_prompt), ("edit_generated", edit_generated)):
         check_edit(name, edit, len(rows))
+    masks = checked_masks("edit_where", edit_where, [len(r) for r in rows])
     if not rows:
         return []
     leaves, treedef = jax.tree.flatten(model)
     prefill, step = _programs(treedef)
-    ids_bs, where_bs = _padded(rows, pad_id)
-    slots = ids_bs.shape[1] + _rounded(max_new_tokens - 1)
+    ids_bs, where_bs = padded(rows, pad_id)
+    on_bs = padded_masks(masks, ids_bs.shape[1])
+    slots = ids_bs.shape[1] + rounded(max_new_tokens - 1)
     draw = _Draw(
         jax.random.key(seed),
         jnp.float32(sampling.temperature),
@@ -141,7 +146,7 @@ def generate(
         jnp.float32(sampling.top_p),
     )
     texts = _Texts(rows, frozenset(stop_ids), tuple(stop_texts), decode)
-    out = prefill(leaves, ids_bs, where_bs, edit_prompt, draw, slots)
+    out = prefill(leaves, ids_bs, where_bs, edit_prompt, on_bs, draw, slots)
     routings = []
     for number in range(max_new_tokens):
         if number:
@@ -193,16 +198,16 @@ def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]
         ids_bs: Array,
         where_bs: Array,
         edit: RoutingEdit | None,
+        on_bs: Array,
         draw: _Draw,
         slots: int,
     ) -> _Step:
         model = rebuilt(leaves)
-        b, s = ids_bs.shape
         out = model(
             ids_bs,
             where_bs,
-            cache=model.empty_cache(b, slots),
-            edit=_for_positions(edit, s),
+            cache=model.empty_cache(len(ids_bs), slots),
+            edit=for_positions(edit, on_bs),
             last_only=True,
         )
         return _drawn(out, draw, jnp.int32(0))
@@ -239,18 +244,6 @@ def _drawn(out: Output, draw: _Draw, number: Array) -> _Step:
     if out.cache is None:
         raise ValueError("the model gave no cache")
     return _Step(found.ids, found.logprob, routing, out.cache)
-
-
-def _for_positions(edit: RoutingEdit | None, s: int) -> RoutingEdit | None:
-    """[l b ...] -> [l b*s ...]: the edit of a prompt at each of its positions."""
-    if edit is None:
-        return None
-    return RoutingEdit(
-        **{
-            name: a if name == "seed" or a.shape[1] == 1 else jnp.repeat(a, s, axis=1)
-            for name, a in edit._asdict().items()
-        }
-    )
 
 
 class _Texts:
@@ -325,16 +318,3 @@ def _generations(
 
 def _joined(*steps: np.ndarray) -> np.ndarray:
     return np.concatenate(steps, axis=1)
-
-
-def _rounded(length: int) -> int:
-    return -(-length // _STRIDE) * _STRIDE
-
-
-def _padded(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [b s] with padding on the left, and where they are tokens."""
-    s = _rounded(max(len(r) for r in rows))
-    ids_bs, where_bs = np.full((len(rows), s), pad_id, np.int32), np.zeros((len(rows), s), bool)
-    for i, row in enumerate(rows):
-        ids_bs[i, s - len(row) :], where_bs[i, s - len(row) :] = row, True
-    return ids_bs, where_bs

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_config import CausalConfig
 
-Prompt = Sequence[int] | Int[np.ndarray, " s"]
+Prompt = Sequence[int] | Int[np.ndarray, " _"]
 # Token ids -> text, of the new tokens of one prompt.
 Decode = Callable[[Sequence[int]], str]
 
@@ -41,23 +41,47 @@ def checked_prompts(
     prompts: Sequence[Prompt], config: CausalConfig, max_new_tokens: int
 ) -> list[np.ndarray]:
     """The prompts as arrays, or a UserError that names the first that the model can't read."""
-    rows = [np.asarray(p) for p in prompts]
-    for i, row in enumerate(rows):
-        if row.ndim == 1 and not len(row):
-            raise UserError(f"prompt {i} is empty; give it a token to start from")
-        if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise UserError(f"prompt {i} must be a sequence of token ids, whole numbers")
-        if not 0 <= row.min() <= row.max() < config.vocab_size:
-            wrong = row[(row < 0) | (row >= config.vocab_size)][0]
-            raise UserError(
-                f"prompt {i} has the id {wrong}; the model has 0 to {config.vocab_size - 1}"
-            )
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row = checked_ids(f"prompt {i}", prompt, config)
+        rows.append(row)
         if len(row) + max_new_tokens > config.max_length:
             raise UserError(
                 f"prompt {i} has {len(row)} tokens and max_new_tokens={max_new_tokens}: more than "
                 f"the context of {config.max_length}"
             )
     return rows
+
+
+def checked_ids(name: str, ids: Prompt, config: CausalConfig) -> Int[np.ndarray, " _"]:
+    """Token ids, at least one, as an array; or a UserError that begins with `name`."""
+    row = np.asarray(ids)
+    if row.ndim == 1 and not len(row):
+        raise UserError(f"{name} is empty; give it a token to start from")
+    if row.ndim != 1 or row.dtype.kind not in "iu":
+        raise UserError(f"{name} must be a sequence of token ids, whole numbers")
+    if not 0 <= row.min() <= row.max() < config.vocab_size:
+        wrong = row[(row < 0) | (row >= config.vocab_size)][0]
+        raise UserError(f"{name} has the id {wrong}; the model has 0 to {config.vocab_size - 1}")
+    return row
+
+
+def checked_masks(
+    name: str, masks: Sequence[Bool[np.ndarray, " _"]] | None, lengths: Sequence[int]
+) -> list[Bool[np.ndarray, " _"]]:
+    """A mask of the tokens of each prompt, all True for None; or a ValueError."""
+    if masks is None:
+        return [np.ones(n, bool) for n in lengths]
+    if len(masks) != len(lengths):
+        raise ValueError(f"{name} has {len(masks)} masks for {len(lengths)} prompts")
+    found = [np.asarray(m) for m in masks]
+    for i, (mask, length) in enumerate(zip(found, lengths, strict=True)):
+        if mask.shape != (length,) or mask.dtype != bool:
+            raise ValueError(
+                f"{name}[{i}] is {mask.dtype} {mask.shape}; prompt {i} has {length} tokens: it "
+                f"must be bool ({length},)"
+            )
+    return found
 
 
 def check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
