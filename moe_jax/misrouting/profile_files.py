@@ -1,0 +1,167 @@
+"""A profile on disk: profile.json with everything, and two tables for spreadsheets.
+
+profile.json is one object. Besides "profile", which `read_profile` gives back, it has what Stage 2
+needs by plain names: "selected" [[layer of the model, expert], ...], chosen on half A;
+"test_prompts", the numbers of half B; "expert_layers", "num_experts"; and of half A "usage_mean"
+[l][e] and "z" [l][e]. A number that isn't one (NaN) is null. Letters: l layers with experts, e
+experts of each.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from moe_jax.errors import UserError
+from moe_jax.misrouting.profile_data import Profile
+from moe_jax.training.workdir import file_errors, write_atomically
+
+FILES = ("profile.json", "profile.csv", "usage.csv")
+_DTYPES = {Bool: np.bool_, Float: np.float64, Int: np.int64}
+_DIGITS = 10  # significant, of a float in a file
+
+
+def write_profile(profile: Profile, workdir: Path) -> None:
+    """Write profile.json, profile.csv and usage.csv, each whole or not at all.
+
+    Raises:
+      UserError: one can't be written.
+    """
+    with file_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "profile.csv", experts_csv(profile))
+    write_atomically(workdir / "usage.csv", usage_csv(profile))
+    write_atomically(workdir / "profile.json", json.dumps(to_json(profile)) + "\n")
+
+
+def read_profile(workdir: Path) -> Profile:
+    """The profile that `write_profile` wrote there; floats to ten digits.
+
+    Raises:
+      UserError: there is none, or it isn't one.
+    """
+    file = workdir / "profile.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file; launch/profile_routing.py --workdir={workdir} makes it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: can't be read: {error}") from error
+    try:
+        found: Profile = _value(Profile, values["profile"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not a profile ({type(error).__name__}: {error})") from error
+    return found
+
+
+def to_json(profile: Profile) -> dict[str, Any]:
+    """What profile.json holds."""
+    chosen = profile.selection
+    plain = {
+        "selected": np.stack([chosen.layer, chosen.expert], axis=1),
+        "test_prompts": chosen.half_b,
+        "expert_layers": profile.model.expert_layers,
+        "num_experts": profile.model.num_experts,
+        "usage_mean": chosen.usage_mean,
+        "z": chosen.z,
+        "profile": profile,
+    }
+    return {name: _plain(value) for name, value in plain.items()}
+
+
+def experts_csv(profile: Profile) -> str:
+    """One row for each layer and expert, by rank."""
+    s, experts = profile.scores, profile.model.num_experts
+    chosen = set(
+        zip(profile.selection.layer.tolist(), profile.selection.expert.tolist(), strict=True)
+    )
+    rows: list[list[Any]] = [
+        ["rank", "layer", "expert", *s._fields, "usage_mean", "load", "dead", "selected"]
+        + [f"usage_at_{d:g}" for d in profile.difficulty]
+    ]
+    mean = profile.usage.mean(axis=0)
+    for rank, column in enumerate(profile.ranking.tolist(), start=1):
+        at = divmod(column, experts)
+        layer, expert = profile.model.expert_layers[at[0]], at[1]
+        balance = profile.balance
+        rows.append(
+            [rank, layer, expert, *(_figure(a[at]) for a in s), _figure(mean[at])]
+            + [_figure(balance.load[at]), int(balance.dead[at]), int((layer, expert) in chosen)]
+            + [_figure(m[at]) for m in profile.means.mean]
+        )
+    return _csv(rows)
+
+
+def usage_csv(profile: Profile) -> str:
+    """One row for each prompt: u(x), a column for each layer and expert."""
+    layers, experts = profile.model.expert_layers, range(profile.model.num_experts)
+    rows: list[list[Any]] = [
+        ["prompt", "difficulty", "group", "half", "tokens"]
+        + [f"dropped_layer{m}" for m in layers]
+        + [f"layer{m}_expert{e}" for m in layers for e in experts]
+    ]
+    half = np.full(len(profile.level), "B")
+    half[profile.selection.half_a] = "A"
+    for i, level in enumerate(profile.level):
+        rows.append(
+            [i, f"{profile.difficulty[level]:g}", profile.group[i]]
+            + [half[i] if profile.selection.halved else "", int(profile.tokens[i])]
+            + [_figure(v) for v in (*profile.dropped[i], *profile.usage[i].ravel())]
+        )
+    return _csv(rows)
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _figure(value: float) -> str:
+    return f"{value:.{_DIGITS}g}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        # A stack without rows keeps its shape by being its shape.
+        return _plain(value.tolist()) if value.size else {"empty": list(value.shape)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(_figure(value)) if np.isfinite(value) else None
+    return value
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """`value`, as JSON had it, as the type `hint`."""
+    dtype = _DTYPES.get(getattr(hint, "dtype", None))  # type: ignore[arg-type]
+    if dtype is not None:
+        if isinstance(value, dict):
+            return np.zeros(value["empty"], dtype)
+        array = np.array(value, np.float64 if dtype is np.float64 else None)
+        if array.dtype.kind not in {np.float64: "f", np.int64: "i", np.bool_: "b"}[dtype]:
+            raise TypeError(f"{array.dtype} where {np.dtype(dtype)} belongs")
+        return array
+    if typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
+    if isinstance(hint, type) and (hasattr(hint, "_fields") or dataclasses.is_dataclass(hint)):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _value(kind, value[name]) for name, kind in hints.items()})
+    if hint is float:
+        return float("nan") if value is None else float(value)
+    if not isinstance(value, hint):
+        raise TypeError(f"{value!r} where {hint.__name__} belongs")
+    return value

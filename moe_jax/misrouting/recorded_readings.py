@@ -1,0 +1,87 @@
+"""Readings from routes that another engine recorded.
+
+Letters: t tokens, l layers with experts, k choices.
+"""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Tokenizer
+
+from moe_jax.errors import UserError
+from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.reading import Reading, special_tokens, token_pieces, tokenise
+from moe_jax.misrouting.recorded import read_routes
+from moe_jax.misrouting.subsets import TokenSubset
+from moe_jax.models.causal_config import CausalConfig
+
+
+def read_recorded(file: str, config: CausalConfig, prompts: int) -> list[Int[np.ndarray, "t l k"]]:
+    """The routes of every prompt from an .npz file, one array each, in order.
+
+    Raises:
+      UserError: the file can't be read, holds another number of arrays, or one of them isn't the
+        routing of a prompt by this model (`recorded.read_routes`).
+    """
+    if config.experts is None:
+        raise ValueError("config has no experts")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = [arrays[name] for name in arrays.files]
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"routes {file}: can't be read as .npz: {reason}") from error
+    if len(found) != prompts:
+        raise UserError(f"routes {file}: holds {len(found)} arrays for {prompts} prompts")
+    return [
+        read_routes(
+            a,
+            num_experts=config.experts.gate.num_experts,
+            num_layers=len(config.expert_layers),
+            k=config.experts.gate.k,
+            name=f"routes {file}, prompt {i}",
+        )
+        for i, a in enumerate(found)
+    ]
+
+
+def recorded(
+    routes: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    subset: TokenSubset | None = None,
+) -> Iterator[Reading]:
+    """Readings from routes that another engine recorded, without weights and scores.
+
+    Args:
+      routes: of each prompt [t l k], as `recorded.read_routes` gives them; one row may be missing
+        at the end, since engines don't run the last token: it isn't counted then.
+      tokenizer: the model's.
+      prompts: what was read.
+      subset: which tokens count.
+
+    Raises:
+      UserError: the number of rows isn't that of the prompt's tokens (names its number), or the
+        subset picks none.
+    """
+    subset = TokenSubset() if subset is None else subset
+    if len(routes) != len(prompts):
+        raise UserError(f"there are routes of {len(routes)} prompts, and {len(prompts)} prompts")
+    special = special_tokens(tokenizer)
+    for number, (prompt, rows) in enumerate(zip(tokenise(tokenizer, prompts), routes, strict=True)):
+        missing = len(prompt.ids) - len(rows)
+        if missing not in (0, 1):
+            raise UserError(
+                f"prompt {number}: routes of {len(rows)} tokens, the tokenizer makes "
+                f"{len(prompt.ids)} of its text"
+            )
+        if missing and prompt.offsets is not None:
+            prompt = prompt._replace(ids=prompt.ids[:-1], offsets=prompt.offsets[:-1])
+        where = subset.mask(prompt, special=special, number=number)
+        pieces = token_pieces(prompt, tokenizer)
+        yield Reading(
+            number, prompt.text or "", prompt.ids, pieces, len(rows), where, rows, None, None
+        )

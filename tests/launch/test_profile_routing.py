@@ -1,0 +1,197 @@
+"""launch/profile_routing.py as a user meets it, and the script that makes prompts of GSM8K."""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import cli
+from launch import profile_routing as script
+from moe_jax.errors import UserError
+from moe_jax.misrouting.profile_files import read_profile
+from moe_jax.misrouting.prompts import Prompt, read_prompts, write_prompts
+from moe_jax.misrouting.reading import read
+from moe_jax.models.causal_pretrained import load_lm
+from tests.misrouting import small_lm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_warnings(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """(folder of a model, file of 16 prompts)."""
+    folder = tmp_path_factory.mktemp("given")
+    prompts = [
+        Prompt(("1+2=" if i % 2 else "3-9+1=") + f"{i % 10}\nAnswer: {i}", 1.0 + i % 2, str(i))
+        for i in range(16)
+    ]
+    write_prompts(prompts, folder / "prompts.jsonl")
+    return small_lm.write(folder / "model"), folder / "prompts.jsonl"
+
+
+def call(*flags):
+    return cli.run(script.main, ["profile_routing.py", *map(str, flags)])
+
+
+def flags(given, workdir, *more):
+    model, prompts = given
+    return f"--model={model}", f"--prompts={prompts}", f"--workdir={workdir}", *more
+
+
+def test_a_whole_study(given, tmp_path, capsys):
+    workdir = tmp_path / "new" / "study"
+    assert call(*flags(given, workdir, "--permutations=99", "--tokens=after:Answer:")) == 0
+    out = capsys.readouterr().out
+    assert "of 16 experts change" in out
+    assert "selected on half A" in out
+    names = ["profile.csv", "profile.html", "profile.json", "usage.csv"]
+    assert sorted(p.name for p in workdir.iterdir()) == names
+    result = read_profile(workdir)
+    lm, prompts = load_lm(given[0]), read_prompts(given[1])
+    assert result.model.expert_layers == (0, 1)
+    np.testing.assert_array_equal(result.tokens, [2] * 10 + [3] * 6)
+    reading = next(r for r in read(lm, prompts) if r.number == 3)
+    times = np.bincount(reading.expert[-2:, 1].ravel(), minlength=8)
+    np.testing.assert_allclose(result.usage[3, 1], times / 6)
+    assert len(result.samples) == 4
+
+
+def test_generation_weights_and_groups_reach_the_study(given, tmp_path, capsys):
+    more = ("--generate=4", "--tokens=generated", "--usage=soft", "--weights=-2,2", "--top=3")
+    more += ("--permutations=99", "--batch_size=5", "--select_half=false", "--seed=4")
+    assert call(*flags(given, tmp_path, *more)) == 0, capsys.readouterr().err
+    result = read_profile(tmp_path)
+    assert result.settings.weights == (-2.0, 2.0)
+    settings = result.settings
+    assert (settings.usage, settings.seed, settings.generate) == ("soft", 4, 4)
+    assert (settings.tokens, settings.prompts) == ("generated", str(given[1]))
+    np.testing.assert_allclose(result.usage.sum(axis=2), 1, rtol=1e-5)
+    assert result.tokens.max() <= 3
+    assert not result.selection.halved
+    assert len(result.selection.expert) == 3
+
+
+def test_a_second_model_beside_it(given, tmp_path, capsys):
+    other = small_lm.write(tmp_path / "other", seed=1)
+    more = ("--permutations=99", f"--compare={other}")
+    assert call(*flags(given, tmp_path / "run", *more)) == 0, capsys.readouterr().err
+    (compared,) = read_profile(tmp_path / "run").compared
+    assert compared.name == str(other)
+    assert ((compared.jaccard > 0) & (compared.jaccard < 1)).all()
+
+
+def test_routes_instead_of_a_run(given, tmp_path, capsys):
+    lm, prompts = load_lm(given[0]), read_prompts(given[1])
+    mine = {r.number: r.expert for r in read(lm, prompts)}
+    np.savez(tmp_path / "routes.npz", *(mine[i] for i in range(16)))
+    assert call(*flags(given, tmp_path / "own", "--permutations=99")) == 0
+    routes = f"--routes={tmp_path / 'routes.npz'}"
+    assert call(*flags(given, tmp_path / "run", "--permutations=99", routes)) == 0
+    own, run = read_profile(tmp_path / "own"), read_profile(tmp_path / "run")
+    np.testing.assert_array_equal(own.usage, run.usage)
+    assert np.isnan(run.balance.entropy).all()
+    capsys.readouterr()
+    assert call(*flags(given, tmp_path / "no", routes, "--usage=gate")) == 2
+    assert "recorded routes don't hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--usage=some"], "usage='some' must be one of"),
+        (["--weights=-1,0,1"], "3 numbers for 2 levels"),
+        (["--weights=-1,2"], "must add up to 0"),
+        (["--weights=a,b"], "--weights=a,b: must be numbers with commas between"),
+        (["--tokens=aftr:x"], "did you mean after?"),
+        (["--tokens=after:Result:"], "prompt 0: the text has no 'Result:'"),
+        (["--tokens=generated"], "needs generate of at least 2"),
+        (["--generate=-1"], "generate must be at least 0"),
+        (["--generate=many"], "--generate=many: must be a whole number"),
+        (["--generate=60"], "more than the model's context of 64"),
+        (["--top=17"], "top=17 is more than the model's 16 experts"),
+        (["--select_half=maybe"], "must be true or false"),
+        (["--permutations=5"], "permutations=5 must be at least 19"),
+        (["--compare=x", "--generate=3"], "leave out --generate"),
+        (["--model=nowhere"], "is not a folder with config.json"),
+        (["--prompts=nowhere.jsonl"], "can't be read"),
+        (["--routes=nowhere.npz"], "can't be read as .npz"),
+        (["--workdir={file}"], "is a file; name a folder"),
+        (["--unknown=1"], "Unknown command line flag"),
+    ],
+)
+def test_one_line_for_a_mistake(given, tmp_path, capsys, more, message):
+    (tmp_path / "file").write_text("")
+    more = [flag.format(file=tmp_path / "file") for flag in more]
+    assert call(*flags(given, tmp_path / "run", *more)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_experts_and_levels_of_one(given, tmp_path, capsys):
+    dense = small_lm.write(tmp_path / "dense", "llama")
+    assert call(*flags((dense, given[1]), tmp_path / "run")) == 2
+    assert "this model has no experts" in capsys.readouterr().err
+    single = [*read_prompts(given[1]), Prompt("7", 5.0, "")]
+    write_prompts(single, tmp_path / "single.jsonl")
+    assert call(*flags((given[0], tmp_path / "single.jsonl"), tmp_path / "run")) == 2
+    assert "difficulty 5 has 1 prompt(s)" in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    for name in (*script._NEEDED, *script._DEFAULTS):
+        assert f"--{name}=" in text
+    assert call("--prompts=x", "--workdir=y") == 2
+    assert "--model=DEL is missing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def gsm8k():
+    spec = importlib.util.spec_from_file_location("g", ROOT / "scripts" / "prompts_from_gsm8k.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LINES = [
+    {"question": "Two and two? ", "answer": "2+2=<<2+2=4>>4.\nSo it is 4.\n#### 4"},
+    {"question": "A lot?", "answer": "It is 1000*2 = $<<1000*2=2000>>2,000.\n#### 2,000"},
+]
+
+
+def test_gsm8k_lines_by_hand(gsm8k):
+    first, second = (gsm8k.prompt_from(json.dumps(line), i) for i, line in enumerate(LINES))
+    assert first == Prompt("Question: Two and two?\n", 2.0, "4", "gsm8k", "2+2=4.\nSo it is 4.\n")
+    assert second == Prompt("Question: A lot?\n", 1.0, "2000", "gsm8k", "It is 1000*2 = $2,000.\n")
+    assert gsm8k.choose([first, second, first], [1, 2], 1) == [second, first]
+    for bad in (
+        "{}",
+        "3",
+        "{",
+        '{"question": "a", "answer": "b"}',
+        '{"question": 1, "answer": "#### 2"}',
+    ):
+        with pytest.raises(UserError, match="line 7"):
+            gsm8k.prompt_from(bad, 7)
+
+
+def test_gsm8k_as_a_script(gsm8k, tmp_path, capsys):
+    (tmp_path / "in").write_text("\n".join(json.dumps(line) for line in LINES))
+    assert gsm8k.main([str(tmp_path / "in"), str(tmp_path / "out"), "--levels=1,2"]) == 0
+    assert capsys.readouterr().out == "difficulty 1: 1, difficulty 2: 1\n"
+    assert [p.answer for p in read_prompts(tmp_path / "out")] == ["2000", "4"]
+    assert gsm8k.main([str(tmp_path / "in"), str(tmp_path / "out"), "--levels=9"]) == 2
+    assert "no prompt of the levels 9" in capsys.readouterr().err

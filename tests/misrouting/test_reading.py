@@ -1,0 +1,185 @@
+"""What the model read: against one prompt at a time, in any batch, with what it wrote."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from moe_jax.errors import UserError
+from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.reading import ReadingProgress, read, tokenise, with_generated
+from moe_jax.misrouting.recorded_readings import read_recorded, recorded
+from moe_jax.misrouting.subsets import TokenSubset
+from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models.generate import Generation, generate
+from tests.misrouting import small_lm
+
+TEXTS = ["1+2=\n", "33+4-5=\n", "9-9=\n", "Answer: 7", "12+34+5=\n"]
+PROMPTS = [Prompt(text, float(i % 2), "") for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return load_lm(small_lm.write(tmp_path_factory.mktemp("lm") / "model"))
+
+
+def by_number(readings):
+    found = {r.number: r for r in readings}
+    return [found[i] for i in range(len(found))]
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_prompts_as_if_read_alone(lm, batch_size):
+    readings = list(read(lm, PROMPTS, batch_size=batch_size))
+    assert sorted(r.number for r in readings) == list(range(5))
+    for r, text in zip(by_number(readings), TEXTS, strict=True):
+        ids = lm.tokenizer.encode(text).ids
+        if len(ids) != 5:  # of one length, so that little is compiled
+            continue
+        alone = lm.model(jnp.array([ids])).routing
+        assert r.ids.tolist() == ids
+        assert (r.text, "".join(r.pieces)) == (text, text)
+        assert r.prompt_length == len(ids)
+        assert r.where.all()
+        np.testing.assert_array_equal(r.expert, alone.expert[0])
+        np.testing.assert_allclose(r.weight, alone.weight[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(r.probs, alone.probs[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_generated_is_read_too(lm):
+    readings = by_number(
+        read(lm, PROMPTS, generate_tokens=6, batch_size=5, subset=TokenSubset.parse("generated"))
+    )
+    prompts = [lm.tokenizer.encode(text).ids for text in TEXTS]
+    found = generate(lm.model, prompts, max_new_tokens=6, stop_ids=lm.stop_ids)
+    for r, text, ids, alone in zip(readings, TEXTS, prompts, found, strict=True):
+        assert r.ids.tolist() == [*ids, *alone.ids[:-1]]
+        assert r.prompt_length == len(ids)
+        np.testing.assert_array_equal(r.where, (np.arange(len(r.ids)) >= len(ids)) & (r.ids > 1))
+        np.testing.assert_array_equal(r.expert, alone.routing.expert)
+        assert r.text == text + lm.tokenizer.decode(alone.ids.tolist())
+
+
+def test_a_stop_text_ends_a_generation(lm):
+    whole = by_number(read(lm, PROMPTS, generate_tokens=6))[0]
+    stop = whole.text[len(TEXTS[0]) + 1]
+    cut = by_number(read(lm, PROMPTS, generate_tokens=6, stop=stop))[0]
+    assert len(cut.ids) < len(whole.ids)
+    assert cut.text.endswith(stop)
+    assert cut.ids.tolist() == whole.ids[: len(cut.ids)].tolist()
+
+
+def test_special_tokens_and_subsets(lm):
+    subset = TokenSubset.parse("after:Answer:")
+    (r,) = read(lm, [Prompt("<begin>Answer: 7", 1.0, "")], subset=subset)
+    assert r.pieces[:2] == ("<begin>", "A")
+    assert [p for p, w in zip(r.pieces, r.where, strict=True) if w] == [" ", "7"]
+    (r,) = read(lm, [Prompt("<begin>Answer: 7", 1.0, "")])
+    assert r.where.tolist() == [False] + [True] * 9
+
+
+def test_a_character_of_several_tokens_is_the_first_ones():
+    byte = Tokenizer(models.BPE({c: i for i, c in enumerate("aÃ©b")}, []))
+    byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte.decoder = decoders.ByteLevel()
+    (prompt,) = tokenise(byte, [Prompt("a", 1.0, "")])
+    new = Generation(np.array([1, 2, 3, 0], np.int32), np.zeros(4), "length", None, 1, None)
+    whole = with_generated(prompt, new, byte)
+    assert whole.text == "aéba"
+    assert whole.ids.tolist() == [0, 1, 2, 3]
+    assert [whole.text[a:b] for a, b in whole.offsets] == ["a", "é", "", "b"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"generate_tokens": -1}, "generate must be at least 0"),
+        ({"batch_size": 0}, "batch_size at least 1"),
+        ({"subset": "generated"}, "needs generate of at least 2, not 0"),
+        ({"subset": "generated", "generate_tokens": 1}, "needs generate of at least 2, not 1"),
+        ({"subset": "after:Answer:"}, "prompt 0: the text has no 'Answer:'"),
+        ({"subset": "last:6"}, "prompt 0: the last 6 tokens are wanted, it has 5"),
+        ({"generate_tokens": 60}, "prompt 0 has 5 tokens and 60 new ones: more than .* of 64"),
+    ],
+)
+def test_what_can_not_be_read(lm, change, message):
+    if "subset" in change:
+        change = {**change, "subset": TokenSubset.parse(change["subset"])}
+    with pytest.raises(UserError, match=message):
+        next(read(lm, PROMPTS, **change))
+
+
+def test_prompts_that_do_not_fit(lm):
+    with pytest.raises(UserError, match="prompt 1 has 70 tokens: more than the model's context"):
+        next(read(lm, [PROMPTS[0], Prompt("1" * 70, 1.0, "")]))
+    with pytest.raises(UserError, match="prompt 0: no token follows the last 'Answer:'"):
+        next(read(lm, [Prompt("Answer:", 1.0, "")], subset=TokenSubset.parse("after:Answer:")))
+
+
+def test_a_dense_model_has_no_experts(tmp_path):
+    dense = load_lm(small_lm.write(tmp_path / "dense", "llama"))
+    with pytest.raises(UserError, match="this model has no experts"):
+        next(read(dense, PROMPTS))
+
+
+def test_progress_counts_prompts(lm):
+    seen = []
+    list(
+        read(lm, PROMPTS, batch_size=2, on_progress=lambda done, total: seen.append((done, total)))
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    seen.clear()
+    list(
+        read(
+            lm,
+            PROMPTS,
+            batch_size=2,
+            generate_tokens=2,
+            on_progress=lambda done, total: seen.append(done),
+        )
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == 5
+    assert any(0 < done < 2 for done in seen)
+
+
+def test_progress_is_silent_where_all_is_quick(capsys, monkeypatch):
+    ReadingProgress()(5, 5)
+    assert capsys.readouterr().err == ""
+    now = iter([0.0, 4.0, 5.0, 60.0])
+    monkeypatch.setattr("moe_jax.misrouting.reading.time.monotonic", lambda: next(now))
+    progress = ReadingProgress()
+    for done in (0.5, 1, 10):
+        progress(done, 10)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("reading 10 of 10 prompts, 0 s left")
+
+
+def test_recorded_routes_are_read_as_the_models_own(lm, tmp_path):
+    mine = by_number(read(lm, PROMPTS))
+    file = tmp_path / "routes.npz"
+    np.savez(file, *(r.expert if i % 2 else r.expert[:-1] for i, r in enumerate(mine)))
+    routes = read_recorded(str(file), lm.config, 5)
+    for own, r in zip(mine, recorded(routes, lm.tokenizer, PROMPTS), strict=True):
+        n = len(r.ids)
+        assert n == len(own.ids) - (1 - own.number % 2)
+        np.testing.assert_array_equal(r.expert, own.expert[:n])
+        assert (r.weight, r.probs, r.pieces) == (None, None, own.pieces[:n])
+
+
+def test_routes_that_do_not_fit(lm, tmp_path):
+    mine = by_number(read(lm, PROMPTS))
+    with pytest.raises(UserError, match="prompt 0: routes of 3 tokens, the tokenizer makes 5"):
+        list(recorded([r.expert[:3] for r in mine], lm.tokenizer, PROMPTS))
+    with pytest.raises(UserError, match="routes of 1 prompts, and 5 prompts"):
+        list(recorded([mine[0].expert], lm.tokenizer, PROMPTS))
+    with pytest.raises(UserError, match=r"can't be read as \.npz"):
+        read_recorded(str(tmp_path / "none.npz"), lm.config, 5)
+    np.save(tmp_path / "one.npy", mine[0].expert)
+    with pytest.raises(UserError, match=r"can't be read as \.npz"):
+        read_recorded(str(tmp_path / "one.npy"), lm.config, 5)
+    np.savez(tmp_path / "two.npz", mine[0].expert, mine[1].expert)
+    with pytest.raises(UserError, match="holds 2 arrays for 5 prompts"):
+        read_recorded(str(tmp_path / "two.npz"), lm.config, 5)
+    np.savez(tmp_path / "wide.npz", mine[0].expert + 8)
+    with pytest.raises(UserError, match="prompt 0: token 0, layer 0 has expert"):
+        read_recorded(str(tmp_path / "wide.npz"), lm.config, 1)
