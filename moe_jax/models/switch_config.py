@@ -1,0 +1,273 @@
+"""The numbers of a Switch Transformer, and how they are read from a config.json and written."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from moe_kernels import ACTIVATIONS
+
+from moe_jax.errors import UserError
+from moe_jax.gating import GateConfig
+from moe_jax.models.families import activation, fields_of
+
+ARCHITECTURE, MODEL_TYPE = "SwitchTransformersForConditionalGeneration", "switch_transformers"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _top1() -> GateConfig:
+    return GateConfig(num_experts=8, k=1, capacity=64, jitter=0.01)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SwitchConfig:
+    """A T5 encoder and decoder, some of whose feed-forward layers are mixtures of experts.
+
+    Layer i of a stack has a mixture where i % step == 1, or everywhere with step 1, or nowhere
+    with step 0. (So it is in the released checkpoints, and step = num_layers, which transformers
+    takes for "no sparse layers", gives layer 1 a mixture.)
+
+    Attributes:
+      vocab_size: rows of the embedding table.
+      d_model: width of the states.
+      num_layers: encoder layers.
+      num_decoder_layers: decoder layers.
+      num_heads: heads of every attention.
+      head_dim: width of a head; num_heads * head_dim need not be d_model.
+      d_ff: hidden width of the dense layers and of each expert.
+      gate: how experts are chosen; Switch: k=1, softmax, a capacity for each sequence.
+      router_bias: a bias on the router's logits.
+      encoder_step: see above.
+      decoder_step: see above.
+      activation: between the two matrices of a feed-forward layer.
+      norm_eps: epsilon of every RMS norm.
+      num_buckets: rows of the table of relative positions.
+      max_distance: positions at least this far apart share a bucket.
+      tie_embeddings: encoder, decoder and output layer share one table, and the decoder's output
+        is multiplied by d_model ** -0.5. Otherwise all three have their own.
+      start_id: the decoder's first token.
+      pad_id: what stands in padding.
+      stop_ids: tokens that end a text.
+      dtype: what the layers compute in. Norms, softmax, router and logits are float32.
+    """
+
+    vocab_size: int = 256
+    d_model: int = 128
+    num_layers: int = 4
+    num_decoder_layers: int = 4
+    num_heads: int = 4
+    head_dim: int = 32
+    d_ff: int = 256
+    gate: GateConfig = dataclasses.field(default_factory=_top1)
+    router_bias: bool = False
+    encoder_step: int = 2
+    decoder_step: int = 2
+    activation: str = "relu"
+    norm_eps: float = 1e-6
+    num_buckets: int = 32
+    max_distance: int = 128
+    tie_embeddings: bool = True
+    start_id: int = 0
+    pad_id: int = 0
+    stop_ids: tuple[int, ...] = (1,)
+    dtype: str = "float32"
+
+    @property
+    def encoder_layers(self) -> tuple[int, ...]:
+        """The encoder's layers with a mixture, in order."""
+        return _sparse(self.num_layers, self.encoder_step)
+
+    @property
+    def decoder_layers(self) -> tuple[int, ...]:
+        """The decoder's layers with a mixture, in order."""
+        return _sparse(self.num_decoder_layers, self.decoder_step)
+
+    def validate(self, path: str = "model") -> None:
+        """Check every field, alone and together.
+
+        Raises:
+          UserError: one is wrong; the message names it.
+        """
+        for name, least in (
+            *((n, 1) for n in ("vocab_size", "d_model", "num_layers", "num_decoder_layers")),
+            *((n, 1) for n in ("num_heads", "head_dim", "d_ff")),
+            *(("encoder_step", 0), ("decoder_step", 0), ("num_buckets", 4), ("max_distance", 1)),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{path}.{name}={value!r} must be a whole number >= {least}")
+        if self.max_distance <= self.num_buckets // 2:
+            raise UserError(
+                f"{path}.max_distance={self.max_distance} must be more than half of "
+                f"num_buckets={self.num_buckets}"
+            )
+        for name, allowed in (("activation", tuple(ACTIVATIONS)), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"{path}.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}"
+                )
+        if not self.norm_eps > 0:
+            raise UserError(f"{path}.norm_eps={self.norm_eps} must be more than 0")
+        for name, ids in (
+            ("start_id", (self.start_id,)),
+            ("pad_id", (self.pad_id,)),
+            ("stop_ids", self.stop_ids),
+        ):
+            for i in ids:
+                if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.vocab_size:
+                    raise UserError(
+                        f"{path}.{name}: {i!r} is not one of the ids 0 to {self.vocab_size - 1}"
+                    )
+        self.gate.validate(f"{path}.gate.")
+        if self.gate.choice != "token":
+            raise UserError(
+                f"{path}.gate.choice={self.gate.choice!r} must be 'token': experts that choose "
+                "among tokens see those that come later"
+            )
+
+
+def _sparse(layers: int, step: int) -> tuple[int, ...]:
+    if step == 0:
+        return ()
+    return tuple(i for i in range(layers) if step == 1 or i % step == 1)
+
+
+def read_switch_config(
+    raw: Mapping[str, Any], where: str, *, generation: Mapping[str, Any] | None = None
+) -> SwitchConfig:
+    """Reads the contents of a config.json.
+
+    Args:
+      raw: the JSON object.
+      where: the file, for messages.
+      generation: the contents of generation_config.json, whose token ids go first.
+
+    Returns:
+      The validated config (dtype "float32").
+
+    Raises:
+      UserError: the architecture or one of its options isn't covered, or a field is missing.
+    """
+    if raw.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            f"{where}: model_type={raw.get('model_type')!r} is not covered here, only "
+            f"{MODEL_TYPE!r}"
+        )
+    with fields_of(where):
+        config = _read(raw, generation or {})
+        config.validate()
+    return config
+
+
+def _read(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> SwitchConfig:
+    if raw.get("is_gated_act") or "gated" in str(raw.get("feed_forward_proj", "")):
+        raise UserError("gated feed-forward layers are not covered (nor built by transformers)")
+    if raw.get("router_dtype", "float32") != "float32":
+        raise UserError(f"router_dtype={raw['router_dtype']!r} is not covered, only 'float32'")
+    layers = raw["num_layers"]
+    decoder_layers = raw.get("num_decoder_layers")
+    decoder_layers = layers if decoder_layers is None else decoder_layers
+    pad_id = _id(raw, generation, "pad_token_id", 0)
+    return SwitchConfig(
+        vocab_size=raw["vocab_size"],
+        d_model=raw["d_model"],
+        num_layers=layers,
+        num_decoder_layers=decoder_layers,
+        num_heads=raw["num_heads"],
+        head_dim=raw["d_kv"],
+        d_ff=raw["d_ff"],
+        gate=GateConfig(
+            num_experts=raw["num_experts"],
+            k=1,
+            capacity=raw["expert_capacity"],
+            jitter=float(raw.get("router_jitter_noise", 0.01)),
+        ),
+        router_bias=bool(raw.get("router_bias", False)),
+        encoder_step=_step(raw, "encoder", layers),
+        decoder_step=_step(raw, "decoder", decoder_layers),
+        # Older files say it again as feed_forward_proj, which transformers does not read.
+        activation=activation(raw.get("dense_act_fn", "relu")),
+        norm_eps=raw.get("layer_norm_epsilon", 1e-6),
+        num_buckets=raw.get("relative_attention_num_buckets", 32),
+        max_distance=raw.get("relative_attention_max_distance", 128),
+        tie_embeddings=bool(raw.get("tie_word_embeddings", True)),
+        start_id=_id(raw, generation, "decoder_start_token_id", pad_id),
+        pad_id=pad_id,
+        stop_ids=_stop_ids(raw, generation),
+    )
+
+
+def _step(raw: Mapping[str, Any], stack: str, layers: int) -> int:
+    """As written, or every how many-th layer is sparse by their number."""
+    step = raw.get(f"{stack}_sparse_step")
+    if step is not None:
+        return step
+    sparse = raw.get(f"num_sparse_{stack}_layers", 3)
+    return layers // sparse if sparse > 0 else layers
+
+
+def _id(raw: Mapping[str, Any], generation: Mapping[str, Any], name: str, default: int) -> int:
+    found = [x[name] for x in (generation, raw) if x.get(name) is not None]
+    return found[0] if found else default
+
+
+def _stop_ids(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """Null: none; not there: 1, as transformers has it."""
+    for source in (generation, raw):
+        found = source.get("eos_token_id")
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return () if "eos_token_id" in raw else (1,)
+
+
+def write_switch_config(config: SwitchConfig) -> dict[str, Any]:
+    """The config.json that says what the config says (but its dtype).
+
+    Raises:
+      UserError: transformers has no words for it, such as for another gate.
+    """
+    theirs = {"gelu_tanh": "gelu_pytorch_tanh"}
+    raw = {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_kv": config.head_dim,
+        "d_ff": config.d_ff,
+        "num_layers": config.num_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "num_experts": config.gate.num_experts,
+        "expert_capacity": config.gate.capacity,
+        "router_bias": config.router_bias,
+        "router_dtype": "float32",
+        "router_jitter_noise": config.gate.jitter,
+        "num_sparse_encoder_layers": len(config.encoder_layers),
+        "num_sparse_decoder_layers": len(config.decoder_layers),
+        "encoder_sparse_step": config.encoder_step,
+        "decoder_sparse_step": config.decoder_step,
+        "dense_act_fn": theirs.get(config.activation, config.activation),
+        "layer_norm_epsilon": config.norm_eps,
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_ids(config),
+    }
+    plain = dataclasses.replace(config, dtype="float32")
+    known = config.activation != "relu2" and config.gate.capacity is not None
+    if not known or _read(raw, {}) != plain:
+        raise UserError(
+            f"transformers' {MODEL_TYPE} has no such model (its gate is top-1 softmax with a "
+            f"capacity): {config}"
+        )
+    return raw
+
+
+def write_ids(config: SwitchConfig) -> dict[str, Any]:
+    """The token ids, which belong into generation_config.json too."""
+    ids = list(config.stop_ids)
+    return {
+        "decoder_start_token_id": config.start_id,
+        "pad_token_id": config.pad_id,
+        "eos_token_id": None if not ids else ids[0] if len(ids) == 1 else ids,
+    }
