@@ -1,0 +1,206 @@
+"""The runs of a Stage 2 study: which intervention, on which experts, while what is read.
+
+A specification is NAME, NAME=AMOUNT or either with @SCOPE: "suppress", "scale=0.5@answer". Letters:
+l layers with a mixture, e experts.
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from moe_jax.errors import UserError
+from moe_jax.gating import GateConfig, RoutingEdit
+from moe_jax.misrouting import interventions
+from moe_jax.misrouting.controls import least_like, matched_controls
+
+Target = Bool[np.ndarray, "l e"]
+
+SCOPES = ("all", "prompt", "explanation", "answer")
+ON_EXPERTS = ("suppress", "exclude", "zero", "force", "bias", "scale", "permute")
+"""Interventions that are aimed at a set of experts, so that other sets can be controls."""
+ON_LAYERS = ("random", "rank_shift", "top_1")
+"""Interventions that concern every token of the layers that hold the chosen experts."""
+_AMOUNTS = {"bias": 2.0, "scale": 0.5}
+BASE = "base"
+
+
+class Spec(NamedTuple):
+    """One kind of intervention.
+
+    Attributes:
+      name: of ON_EXPERTS or ON_LAYERS.
+      amount: of "bias" and "scale"; NaN for the others.
+      scope: of SCOPES: tokens that are read while it acts.
+    """
+
+    name: str
+    amount: float
+    scope: str
+
+    def __str__(self) -> str:
+        """The text that `parse_spec` reads, with the scope always said."""
+        amount = "" if math.isnan(self.amount) else f"={self.amount:g}"
+        return f"{self.name}{amount}@{self.scope}"
+
+
+class Condition(NamedTuple):
+    """One run of all prompts.
+
+    Attributes:
+      spec: `str` of the Spec; BASE for a run without intervention.
+      experts: "selected", "opposite", "random-07"; for runs without intervention their name.
+      scope: of SCOPES.
+      target: experts that it is aimed at; none for the base.
+      edit: leaves [l 1 ...].
+    """
+
+    spec: str
+    experts: str
+    scope: str
+    target: Target
+    edit: RoutingEdit
+
+    @property
+    def key(self) -> str:
+        """A name of its own in the study."""
+        return f"{self.spec}/{self.experts}"
+
+    @property
+    def is_control(self) -> bool:
+        """A matched random set: measured, but not a row of the table."""
+        return self.experts.startswith("random-")
+
+
+def parse_spec(text: str) -> Spec:
+    """The intervention that a flag's text stands for.
+
+    Raises:
+      UserError: an unknown name or scope (names the nearest), an amount that is missing, isn't a
+        number, or that the intervention doesn't take.
+    """
+    rest, _, scope = text.partition("@")
+    name, has_amount, amount = rest.partition("=")
+    names = ON_EXPERTS + ON_LAYERS
+    for kind, value, known in (("intervention", name, names), ("scope", scope or "all", SCOPES)):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(
+                f"interventions: {kind} {value!r} of {text!r} is unknown{hint}: "
+                f"use {', '.join(known)}"
+            )
+    if has_amount and name not in _AMOUNTS:
+        raise UserError(f"interventions: {text!r}: {name} takes no amount")
+    number = _AMOUNTS.get(name, math.nan)
+    if has_amount:
+        try:
+            number = float(amount)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"interventions: {text!r}: {amount!r} is not a number")
+    return Spec(name, number, scope or "all")
+
+
+def make_edit(gate: GateConfig, spec: Spec, target: Target, *, seed: int) -> RoutingEdit:
+    """The edit of a spec for a set of experts, leaves [l 1 ...].
+
+    Raises:
+      UserError: "permute" with a single expert in a layer, "top_1" on a gate that has one choice.
+    """
+    layers = np.asarray(target.any(axis=1))
+    if spec.name == "top_1" and gate.slots == 1:
+        raise UserError("interventions: top_1 changes nothing here: the gate has one choice")
+    if spec.name == "permute" and np.any(target.sum(axis=1) == 1):
+        raise UserError(
+            "interventions: permute exchanges experts of a layer, and a layer has one selected: "
+            "select more, or leave it out"
+        )
+    if spec.name in ("suppress", "exclude", "zero", "force"):
+        return getattr(interventions, spec.name)(gate, target)
+    if spec.name in ("bias", "scale"):
+        return getattr(interventions, spec.name)(gate, target, spec.amount)
+    if spec.name == "permute":
+        return interventions.permute(gate, target, seed=seed)
+    if spec.name == "random":
+        return interventions.random(gate, layers, seed=seed)
+    return getattr(interventions, spec.name)(gate, layers)
+
+
+def conditions(
+    gate: GateConfig,
+    specs: Sequence[Spec],
+    target: Target,
+    *,
+    usage: Float[np.ndarray, "l e"],
+    score: Float[np.ndarray, "l e"],
+    controls: int,
+    seed: int,
+) -> list[Condition]:
+    """The base, and for each spec the selected experts, their opposite and matched random sets.
+
+    Interventions on layers have neither opposite nor controls: they choose no experts.
+
+    Args:
+      gate: of the model.
+      specs: what to do.
+      target: the selected experts.
+      usage: by which controls are matched (`matched_controls`).
+      score: by which experts were selected, such as |z| of the trend: the opposite has the lowest.
+      controls: random sets of each spec, at least 20, or 0 for none.
+      seed: of the sets and of random interventions.
+
+    Raises:
+      UserError: too few experts outside the target to match it; as `make_edit`.
+    """
+    layers = len(target)
+    nothing = np.zeros_like(target)
+    found = [Condition(BASE, BASE, "all", nothing, interventions.identity(gate, layers))]
+    sets = {"selected": target}
+    if any(spec.name in ON_EXPERTS for spec in specs):
+        sets |= _other_sets(target, usage=usage, score=score, controls=controls, seed=seed)
+    for spec in specs:
+        mine = sets if spec.name in ON_EXPERTS else {"selected": target}
+        for name, experts in mine.items():
+            edit = make_edit(gate, spec, experts, seed=seed)
+            found.append(Condition(str(spec), name, spec.scope, experts, edit))
+    return found
+
+
+def _other_sets(
+    target: Target,
+    *,
+    usage: Float[np.ndarray, "l e"],
+    score: Float[np.ndarray, "l e"],
+    controls: int,
+    seed: int,
+) -> dict[str, Target]:
+    try:
+        sets = {"opposite": least_like(target, score)}
+        if controls:
+            drawn = _finest(target, usage, controls=controls, seed=seed)
+            sets |= {f"random-{i:02d}": one for i, one in enumerate(drawn)}
+    except ValueError as error:
+        raise UserError(f"no controls for the selected experts: {error}") from None
+    return sets
+
+
+def _finest(
+    target: Target, usage: Float[np.ndarray, "l e"], *, controls: int, seed: int
+) -> Bool[np.ndarray, "n l e"]:
+    """Sets matched by deciles of usage, or by the finest coarser groups that have enough experts.
+
+    Enough: groups in which each expert of the target has another choice besides one.
+    """
+    for bins in range(10, 1, -1):
+        try:
+            drawn = matched_controls(target, usage, seed=seed, number=controls, bins=bins)
+        except ValueError:
+            continue
+        if len(np.unique(drawn.reshape(controls, -1), axis=0)) >= min(controls, 6):
+            return drawn
+    return matched_controls(target, usage, seed=seed, number=controls, bins=1)

@@ -1,0 +1,154 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_jax.errors import UserError
+from moe_jax.gating import GateConfig
+from moe_jax.misrouting.conditions import (
+    BASE,
+    ON_EXPERTS,
+    ON_LAYERS,
+    SCOPES,
+    Spec,
+    conditions,
+    make_edit,
+    parse_spec,
+)
+
+_GATE = GateConfig(num_experts=8, k=2)
+_NO_AMOUNT = [name for name in ON_EXPERTS + ON_LAYERS if name not in ("bias", "scale")]
+
+
+@given(
+    st.sampled_from(ON_EXPERTS + ON_LAYERS),
+    st.sampled_from(SCOPES),
+    st.floats(-8, 8).map(lambda x: float(f"{x:g}")),
+)
+def test_a_spec_is_what_its_text_says(name, scope, amount):
+    spec = Spec(name, amount if name in ("bias", "scale") else math.nan, scope)
+    got = parse_spec(str(spec))
+    assert got[::2] == spec[::2]
+    assert got.amount == spec.amount or (math.isnan(got.amount) and math.isnan(spec.amount))
+
+
+def test_defaults_of_a_spec():
+    assert parse_spec("scale") == Spec("scale", 0.5, "all")
+    assert parse_spec("bias@answer") == Spec("bias", 2.0, "answer")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("supress", r"'supress'.*did you mean suppress\?"),
+        ("suppress@anwser", r"scope 'anwser'.*did you mean answer\?"),
+        ("scale=much", "'much' is not a number"),
+        ("scale=nan", "'nan' is not a number"),
+        ("scale=", "'' is not a number"),
+        ("zero=1", "zero takes no amount"),
+        ("", "intervention ''"),
+    ],
+)
+def test_a_wrong_spec_is_named(text, says):
+    with pytest.raises(UserError, match=says):
+        parse_spec(text)
+
+
+def _target(*cells: tuple[int, int]) -> np.ndarray:
+    target = np.zeros((3, 8), bool)
+    for cell in cells:
+        target[cell] = True
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "value"),
+    [
+        ("suppress", "suppress", True),
+        ("exclude", "exclude", True),
+        ("zero", "zero", True),
+        ("force", "force", True),
+        ("bias", "bias", 0.25),
+        ("scale", "scale", 0.25),
+    ],
+)
+def test_an_edit_acts_on_the_target_and_nothing_else(name, leaf, value):
+    target = _target((0, 1), (2, 5))
+    edit = make_edit(_GATE, Spec(name, 0.25, "all"), target, seed=0)
+    none = make_edit(_GATE, Spec(name, 0.25, "all"), _target(), seed=0)
+    for field in edit._fields:
+        mine, plain = np.asarray(getattr(edit, field)), np.asarray(getattr(none, field))
+        if field == leaf:
+            assert np.all(mine[:, 0][target] == value)
+            np.testing.assert_array_equal(mine[:, 0][~target], plain[:, 0][~target])
+        else:
+            np.testing.assert_array_equal(mine, plain)
+
+
+@pytest.mark.parametrize(("name", "leaf"), [("random", "random_k"), ("rank_shift", "rank_shift")])
+def test_an_edit_of_layers_acts_where_experts_are_selected(name, leaf):
+    edit = make_edit(_GATE, Spec(name, math.nan, "all"), _target((0, 1), (2, 5)), seed=0)
+    on = np.asarray(getattr(edit, leaf))[:, 0].astype(bool)
+    np.testing.assert_array_equal(on, [True, False, True])
+
+
+def test_interventions_that_would_do_nothing_are_refused():
+    with pytest.raises(UserError, match="top_1 changes nothing here"):
+        make_edit(GateConfig(num_experts=8, k=1), parse_spec("top_1"), _target((0, 1)), seed=0)
+    with pytest.raises(UserError, match="permute exchanges experts"):
+        make_edit(_GATE, parse_spec("permute"), _target((0, 1)), seed=0)
+
+
+def _conditions(*specs: str, target=None, controls=20):
+    usage = np.tile(np.arange(8.0), (3, 1))
+    score = np.tile(np.arange(8.0)[::-1], (3, 1))
+    return conditions(
+        _GATE,
+        [parse_spec(s) for s in specs],
+        _target((0, 1), (0, 6)) if target is None else target,
+        usage=usage,
+        score=score,
+        controls=controls,
+        seed=0,
+    )
+
+
+def test_experts_get_their_opposite_and_matched_sets_layers_don_t():
+    found = _conditions("suppress", "random", "zero@answer")
+    assert found[0].spec == BASE
+    assert not found[0].target.any()
+    names = [f"random-{i:02d}" for i in range(20)]
+    keys = [
+        f"{spec}/{experts}"
+        for spec, sets in (
+            ("suppress@all", ["selected", "opposite", *names]),
+            ("random@all", ["selected"]),
+            ("zero@answer", ["selected", "opposite", *names]),
+        )
+        for experts in sets
+    ]
+    assert [c.key for c in found[1:]] == keys
+    opposite = next(c for c in found if c.experts == "opposite")
+    np.testing.assert_array_equal(np.flatnonzero(opposite.target[0]), [5, 7])
+    for one in found:
+        if one.is_control:
+            np.testing.assert_array_equal(one.target.sum(axis=1), [2, 0, 0])
+            assert not one.target[0, [1, 6]].any()
+    # All specs meet the same sets, so that they compare.
+    for name in names:
+        a, b = (c.target for c in found if c.experts == name)
+        np.testing.assert_array_equal(a, b)
+    assert len({c.scope for c in found if c.spec == "zero@answer"} | {"answer"}) == 1
+
+
+def test_no_controls_if_none_are_asked_for():
+    assert [c.experts for c in _conditions("zero", controls=0)] == [BASE, "selected", "opposite"]
+
+
+def test_a_target_that_leaves_too_few_experts_is_refused():
+    target = np.zeros((3, 8), bool)
+    target[0, :5] = True
+    with pytest.raises(UserError, match="no controls for the selected experts: layer 0 has 3"):
+        _conditions("zero", target=target)

@@ -1,0 +1,62 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from moe_jax.errors import UserError
+from moe_jax.misrouting.records import Log, plain
+
+
+def test_what_was_added_is_there_after_a_restart(tmp_path):
+    file = tmp_path / "log.jsonl"
+    log = Log(file)
+    log.add({"key": "a", "x": np.arange(3.0), "deep": {"y": [math.nan, math.inf, -math.inf, 1]}})
+    log.add({"key": "b", "text": "inf\nnull", "flag": np.bool_(True), "n": np.int64(7)})
+    for records in (log.records, Log(file).records):
+        assert list(records) == ["a", "b"]
+        assert records["a"]["x"] == [0.0, 1.0, 2.0]
+        nan, *rest = records["a"]["deep"]["y"]
+        assert math.isnan(nan)
+        assert rest == [math.inf, -math.inf, 1]
+        assert records["b"] == {"key": "b", "text": "inf\nnull", "flag": True, "n": 7}
+
+
+def test_lines_are_json_that_any_reader_takes(tmp_path):
+    Log(tmp_path / "log.jsonl").add({"key": "a", "x": [math.nan, math.inf]})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    line = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse) == {"key": "a", "x": [None, {"inf": 1}]}
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_line_that_was_cut_off_anywhere_is_done_again(tmp_path, cut):
+    file = tmp_path / "log.jsonl"
+    log = Log(file)
+    log.add({"key": "a", "x": 1})
+    whole = len(file.read_bytes())
+    log.add({"key": "b", "x": 22222222222222})
+    file.write_bytes(file.read_bytes()[:-cut])
+    again = Log(file)
+    assert list(again.records) == (["a"] if len(file.read_bytes()) >= whole else [])
+    again.add({"key": "c", "x": 3})
+    last = Log(file).records
+    assert last["c"] == {"key": "c", "x": 3}
+    assert "b" not in last
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
+    with pytest.raises(UserError, match="line 2: not a record"):
+        Log(file)
+
+
+def test_plain_keeps_text_and_nesting():
+    assert plain({"a": (1, [np.float32(0.5), "inf"]), 2: None}) == {
+        "a": [1, [0.5, "inf"]],
+        "2": None,
+    }

@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import pytest
+
+from moe_jax.errors import UserError
+from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.study import Planted, Selection, run_study, study_of
+from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.misrouting.study_summary import summarise
+from moe_jax.models.causal_pretrained import load_lm
+from tests.misrouting import small_lm
+
+_CONFIG = StudyConfig(
+    interventions=("suppress", "random@explanation"),
+    controls=0,
+    max_new_tokens=6,
+    answer_tokens=3,
+    faithfulness_prompts=3,
+    batch_size=4,
+)
+_PROMPTS = [
+    Prompt(f"{a}+{b}=\n", 1.0 + (a > 4), str(a + b), "", f"{a}+{b}={a + b}\n")
+    for a, b in ((1, 2), (7, 8), (3, 3), (9, 1), (2, 6))
+]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return load_lm(small_lm.write(tmp_path_factory.mktemp("lm") / "olmoe"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return load_lm(small_lm.write(tmp_path_factory.mktemp("lm") / "olmoe", seed=1))
+
+
+def _selection(lm) -> Selection:
+    shape = len(lm.config.expert_layers), lm.config.experts.gate.num_experts
+    target = np.zeros(shape, bool)
+    target[0, 1] = True
+    usage = np.random.default_rng(0).random(shape)
+    return Selection(target, usage, usage)
+
+
+@pytest.fixture(scope="module")
+def finished(lm, other, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    seen: list[tuple[int, int, str]] = []
+    records = run_study(
+        lm,
+        _PROMPTS,
+        _selection(lm),
+        _CONFIG,
+        workdir,
+        planted=Planted(lm, other),
+        progress=lambda *a: seen.append(a),
+    )
+    return workdir, records, seen
+
+
+def test_every_run_is_done_once_and_reported(finished):
+    _, records, seen = finished
+    keys = [
+        *("base/base", "base/rerun", "zero-dose", "suppress@all/selected"),
+        *("suppress@all/opposite", "random@explanation/selected", "agreement"),
+        *("mediation/suppress@all", "planted"),
+    ]
+    assert [record["key"] for record in records] == keys
+    assert seen == [(i, 9, key) for i, key in enumerate(keys)] + [(9, 9, "")]
+
+
+def test_the_base_is_stable_and_its_rerun_within_rounding(finished):
+    _, records, _ = finished
+    base, rerun = records[:2]
+    assert rerun["written"] == base["written"]
+    for record in (base, rerun):
+        np.testing.assert_allclose(record["stability"]["js"], 0, atol=1e-9)
+        assert record["stability"]["same_start"] == [1.0] * 5
+    for name, values in base["faithfulness"].items():
+        np.testing.assert_allclose(rerun["faithfulness"][name], values, atol=1e-4)
+    assert len(base["measured"]) == 3
+
+
+def test_the_same_models_are_not_told_apart_and_others_differ(finished):
+    _, records, _ = finished
+    truth = records[-1]
+    assert truth["ignores"]["filler"] != truth["uses"]["filler"]
+
+
+@pytest.mark.parametrize("keep", [1, 4, 8])
+def test_a_study_that_was_stopped_goes_on_to_the_same_end(finished, lm, other, tmp_path, keep):
+    workdir, records, _ = finished
+    lines = (workdir / "conditions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "conditions.jsonl").write_text("".join(lines[:keep]) + lines[keep][:20])
+    seen: list[str] = []
+    again = run_study(
+        lm,
+        _PROMPTS,
+        _selection(lm),
+        _CONFIG,
+        tmp_path,
+        planted=Planted(lm, other),
+        progress=lambda done, total, key: seen.append(key),
+    )
+    assert len(seen) == len(records) - keep + 1
+    assert (tmp_path / "conditions.jsonl").read_text() == "".join(lines)
+    assert json.dumps(again) == json.dumps(records)
+
+
+def test_a_finished_study_can_be_summed_up(finished, lm):
+    _, records, _ = finished
+    study = summarise(
+        records,
+        _PROMPTS,
+        _CONFIG,
+        model=lm.name,
+        expert_layers=lm.config.expert_layers,
+        settings="",
+    )
+    assert [row.spec for row in study.rows] == [
+        "suppress@all",
+        "random@explanation",
+        "suppress@all",
+    ]
+    assert all(study.zero_dose.values())
+    assert set(study.mediation) == {"suppress@all"}
+
+
+def test_what_identifies_a_study(lm):
+    a = study_of(lm, _PROMPTS, _selection(lm), None, _CONFIG)
+    assert a.selected == [[0, 1]]
+    assert a.planted == ("", "")
+    assert a.prompts != study_of(lm, _PROMPTS[:-1], _selection(lm), None, _CONFIG).prompts
+
+
+def test_nothing_to_misroute_is_refused(lm, tmp_path):
+    none = _selection(lm)._replace(target=np.zeros_like(_selection(lm).target))
+    with pytest.raises(UserError, match="no expert is selected"):
+        run_study(lm, _PROMPTS, none, _CONFIG, tmp_path)
+    dense = lm._replace(config=type(lm.config)())
+    with pytest.raises(UserError, match="has no experts"):
+        run_study(dense, _PROMPTS, _selection(lm), _CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"interventions": ()}, "interventions is empty"),
+        ({"interventions": ("zero", "zero@all")}, "zero@all is there twice"),
+        ({"controls": 5}, "controls=5 must be at least 20"),
+        ({"delimiter": ""}, "delimiter is empty"),
+        ({"options": 0}, "options=0 must be at least 1"),
+        ({"margin": 0.0}, "margin=0.0 must be between 0 and 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(change, says):
+    with pytest.raises(UserError, match=says):
+        StudyConfig(**change).validate()
+    StudyConfig().validate()
