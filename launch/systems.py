@@ -8,6 +8,7 @@ from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
 SYSTEMS = {
+    "misrouting": ("moe_jax.misrouting.config", "MisroutingConfig"),
     "rationale": ("moe_jax.rationale.config", "RationaleConfig"),
 }
 """Module and class by name; the module is imported only when it is asked for."""

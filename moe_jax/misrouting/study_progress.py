@@ -1,0 +1,103 @@
+"""How far a study is, on stderr, and what Ctrl-C says."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from moe_jax.training.interrupt import Interrupted
+
+_EVERY = 10.0  # seconds between lines where lines can't be rewritten
+
+
+class Stopped(Interrupted):
+    """A study was asked to stop; runs that were done are on disk."""
+
+    def __init__(self, signum: int, done: int, total: int):
+        """Args: the signal; how many runs are done, of how many (0: not known yet)."""
+        super().__init__(signum, done)
+        of = f"after {done} of {total} runs" if total else "before the first run"
+        self.args = (f"{signal.Signals(signum).name}: stopped {of}",)
+
+
+class StudyProgress:
+    """A `study.Progress`: run k of n, its name, time left. Rewritten on a terminal.
+
+    Attributes:
+      done: runs that are done, those before this start too.
+      total: runs in all; 0 until it is known.
+    """
+
+    def __init__(self, done: int):
+        """`done`: runs that an earlier start did."""
+        self.done, self.total = done, 0
+        self._before, self._began, self._last = done, time.monotonic(), -_EVERY
+        self._open = False
+
+    def __call__(self, number: int, total: int, name: str) -> None:
+        """Run `number` (from 0) is next, or all are done."""
+        first, self.total = not self.total, total
+        if first and self._before:
+            self._say_before(total)
+        elif not first:
+            self.done = min(self.done + 1, total)
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if number >= total:
+            self.close()
+            return
+        if not terminal and now - self._last < _EVERY:
+            return
+        self._last = now
+        line = f"run {self.done + 1} of {total}: {name}{self._left(now)}"
+        if terminal:
+            print(f"\r{line[:100]:<100}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line that is rewritten."""
+        if self._open:
+            print(file=sys.stderr)
+            self._open = False
+
+    def _say_before(self, total: int) -> None:
+        if self._before >= total:
+            print(f"all {total} runs were done: only the files are written anew", file=sys.stderr)
+        else:
+            print(f"going on: {self._before} of {total} runs were done", file=sys.stderr)
+
+    def _left(self, now: float) -> str:
+        mine = self.done - self._before
+        if not mine:
+            return ""
+        seconds = (now - self._began) / mine * (self.total - self.done)
+        return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"
+
+
+@contextlib.contextmanager
+def stoppable(progress: StudyProgress) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block with `Stopped`, which says how far it got."""
+    seen = [signal.SIGINT]
+
+    def leave(signum: int, frame: Any) -> None:
+        del frame
+        seen[0] = signal.Signals(signum)
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    caught = main and before is not None and before is not signal.SIG_IGN
+    if caught:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.close()
+        raise Stopped(seen[0], progress.done, progress.total) from None
+    finally:
+        if caught:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,289 @@
+"""launch/misroute.py as a user meets it: one tiny study, stopped, gone on with, and bad input."""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+import signal
+import sys
+import warnings
+
+import jax
+import pytest
+
+from launch import cli
+from launch import misroute as script
+from moe_jax.misrouting import study, study_progress
+from moe_jax.misrouting.prompts import Prompt, write_prompts
+from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.models import causal_pretrained
+from tests.misrouting import small_lm
+
+SMALL = (
+    *("--interventions=suppress,random@answer", "--controls=0", "--max_new_tokens=5"),
+    *("--answer_tokens=3", "--faithfulness_prompts=2", "--batch_size=8"),
+)
+FILES = ["conditions.jsonl", "config.json", "misroute.csv", "misroute.html", "misroute.json"]
+
+
+@pytest.fixture(autouse=True)
+def own_warnings(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A model that is loaded twice is compiled twice; so small a one needs no optimised code."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causal_pretrained, "load_lm", functools.lru_cache(causal_pretrained.load_lm))
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """(folder of a model with 6 experts in layer 1 alone, file of 6 prompts)."""
+    folder = tmp_path_factory.mktemp("given")
+    prompts = [
+        Prompt(f"{i}+2=\n", 1.0 + i % 2, str(i + 2), explanation=f"{i}+2={i + 2}\n")
+        for i in range(6)
+    ]
+    write_prompts(prompts, folder / "prompts.jsonl")
+    return small_lm.write(folder / "model", "qwen3_moe"), folder / "prompts.jsonl"
+
+
+def call(*flags):
+    return cli.run(script.main, ["misroute.py", *map(str, flags)])
+
+
+def flags(given, workdir, *more):
+    model, prompts = given
+    return f"--model={model}", f"--prompts={prompts}", f"--workdir={workdir}", *SMALL, *more
+
+
+@pytest.fixture(scope="module")
+def run(given, tmp_path_factory):
+    """(workdir, its flags) of a whole study."""
+    workdir = tmp_path_factory.mktemp("run") / "new" / "study"
+    mine = flags(given, workdir, "--experts=1:0,1:4")
+    assert call(*mine) == 0
+    return workdir, mine
+
+
+def profile(folder, **changes):
+    values = {
+        "selected": [[1, 4]],
+        "test_prompts": [5, 0, 2],
+        "expert_layers": [1],
+        "num_experts": 6,
+        "usage_mean": [[0.1, 0.2, 0.3, 0.2, 0.1, 0.1]],
+        "z": [[0.5, -1.0, 0.25, 2.0, -3.0, None]],
+    }
+    (folder / "profile.json").write_text(json.dumps(values | changes))
+    return f"--profile={folder}"
+
+
+def test_a_whole_study(given, run):
+    workdir, _ = run
+    assert sorted(p.name for p in workdir.iterdir() if p.name != ".lock") == FILES
+    values = json.loads((workdir / "misroute.json").read_text())
+    assert values["selected"] == [[1, 0], [1, 4]]
+    assert values["prompts"] == 6
+    assert values["measured"] == 2
+    assert all(values["zero_dose"].values())
+    rows = [(row["spec"], row["experts"]) for row in values["rows"]]
+    assert rows == [
+        *(("suppress@all", "selected"), ("random@answer", "selected")),
+        ("suppress@all", "opposite"),
+    ]
+    lines = list(csv.DictReader(io.StringIO((workdir / "misroute.csv").read_text())))
+    assert {line["spec"] for line in lines} == {"suppress@all", "random@answer"}
+    page = (workdir / "misroute.html").read_text()
+    assert "2 experts named by hand, tested on all 6 prompts." in page
+    assert "max_new_tokens = 5" in page
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["system"] == "misrouting-study"
+    assert config["config"]["interventions"] == ["suppress@all", "random@answer"]
+
+
+def test_going_on_gives_the_same_bit_for_bit(run, tmp_path, capsys):
+    workdir, mine = run
+    before = {name: (workdir / name).read_bytes() for name in FILES}
+    lines = before["conditions.jsonl"].splitlines(keepends=True)
+    (workdir / "conditions.jsonl").write_bytes(b"".join(lines[:-3]) + lines[-3][:50])
+    for name in FILES[2:]:
+        (workdir / name).unlink()
+    assert call(*mine) == 0
+    out, err = capsys.readouterr()
+    assert f"going on: {len(lines) - 3} of {len(lines)} runs were done" in err
+    assert f"run {len(lines) - 2} of {len(lines)}: " in err
+    assert "of 2 interventions change accuracy" in out
+    assert str(workdir / "misroute.html") in out
+    assert {name: (workdir / name).read_bytes() for name in FILES} == before
+
+
+def test_a_finished_study_is_only_shown(run, capsys, monkeypatch):
+    workdir, mine = run
+    before = (workdir / "misroute.html").read_bytes()
+    (workdir / "misroute.html").write_text("old")
+    monkeypatch.setattr(study, "write_answers", None)
+    assert call(*mine) == 0
+    out, err = capsys.readouterr()
+    assert "runs were done: only the files are written anew" in err
+    assert "suppress" in out
+    assert (workdir / "misroute.html").read_bytes() == before
+
+
+def test_another_study_in_the_same_folder(run, capsys):
+    _, mine = run
+    assert call(*mine, "--seed=3") == 2
+    assert "holds a run with config.seed=0, not 3" in capsys.readouterr().err
+    other = [flag for flag in mine if not flag.startswith("--experts")]
+    assert call(*other, "--experts=1:2") == 2
+    assert "holds a run with selected=" in capsys.readouterr().err
+
+
+def test_a_profile_chooses_experts_and_prompts(given, tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def run_study(lm, prompts, selection, config, workdir, **rest):
+        seen.update(prompts=prompts, selection=selection, planted=rest["planted"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_study", run_study)
+    planted = (f"--planted_ignores={given[0]}", f"--planted_uses={given[0]}")
+    assert call(*flags(given, tmp_path / "run", profile(tmp_path), *planted)) == 130
+    assert [p.text for p in seen["prompts"]] == ["5+2=\n", "0+2=\n", "2+2=\n"]
+    assert seen["selection"].target.tolist() == [[False] * 4 + [True, False]]
+    assert seen["selection"].score.tolist() == [[0.5, 1.0, 0.25, 2.0, 3.0, 0.0]]
+    assert seen["planted"].ignores.name == str(given[0])
+    err = capsys.readouterr().err
+    assert "SIGINT: stopped before the first run; the same command goes on from there" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, signum):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run_study(*_, progress, **__):
+        progress(0, 9, "base/base")
+        progress(1, 9, "base/rerun")
+        os.kill(os.getpid(), signum)
+        signal.pause()
+
+    monkeypatch.setattr(study, "run_study", run_study)
+    assert call(*flags(given, tmp_path / "run", profile(tmp_path))) == 128 + signum
+    name = signal.Signals(signum).name
+    err = capsys.readouterr().err
+    assert f"{name}: stopped after 1 of 9 runs; the same command goes on from there" in err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ([], "which experts? Give one of --profile=DIR"),
+        (["--experts=1:0", "--profile=x"], "which experts? Give one of --profile=DIR"),
+        (["--experts=0:0"], "layer 0 has no experts; layers with experts: 1"),
+        (["--experts=1:6"], "layer 1 has no expert 6: its experts are 0 to 5"),
+        (["--experts=1-0"], "'1-0' is not LAYER:EXPERT"),
+        (["--profile=nowhere"], "nowhere: no such file; launch/profile_routing.py makes one"),
+        (["--experts=1:0", "--interventions=supress"], "did you mean suppress?"),
+        (["--experts=1:0", "--interventions=zero,zero@all"], "zero@all is there twice"),
+        (["--experts=1:0", "--controls=5"], "controls=5 must be at least 20"),
+        (["--experts=1:0", "--controls=many"], "--controls=many: must be a whole number"),
+        (["--experts=1:0", "--margin=wide"], "--margin=wide: must be a number"),
+        (["--experts=1:0", "--filler=12"], "filler='12' is 2 tokens of this model"),
+        (["--experts=1:0", "--planted_uses=x"], "--planted_uses without --planted_ignores"),
+        (["--experts=1:0", "--planted_ignores=x"], "--planted_ignores without --planted_uses"),
+        (["--experts=1:0", "--max_new_tokens=60"], "prompt 0 has 5 tokens, and up to 70 are"),
+        (["--experts=1:0,1:1,1:2,1:3"], "no controls for the selected experts"),
+        (["--experts=1:0", "--model=nowhere"], "is not a folder with config.json"),
+        (["--experts=1:0", "--prompts=nowhere"], "can't be read"),
+        (["--experts=1:0", "--workdir={file}"], "is a file; name a folder"),
+        (["--experts=1:0", "--unknown=1"], "Unknown command line flag"),
+        (["--experts=1:0", "more"], "'more': not a flag"),
+    ],
+)  # fmt: skip
+def test_one_line_for_a_mistake(given, tmp_path, capsys, more, message):
+    (tmp_path / "file").write_text("")
+    more = [flag.format(file=tmp_path / "file") for flag in more]
+    assert call(*flags(given, tmp_path / "run", *more)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_experts": 8}, "a model with 8 experts in layers 1; this one has 6 in layers 1"),
+        ({"test_prompts": []}, "test_prompts is empty"),
+        ({"test_prompts": [6]}, "prompt 6 of its test_prompts isn't among the 6 of --prompts"),
+    ],
+)
+def test_a_profile_that_does_not_fit(given, tmp_path, capsys, changes, message):
+    assert call(*flags(given, tmp_path / "run", profile(tmp_path, **changes))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models_without_experts(given, tmp_path, capsys):
+    dense = small_lm.write(tmp_path / "dense", "llama")
+    assert call(*flags((dense, given[1]), tmp_path / "run", "--experts=0:0")) == 2
+    assert f"--model={dense}: this model has no experts" in capsys.readouterr().err
+    planted = (f"--planted_ignores={given[0]}", f"--planted_uses={dense}")
+    assert call(*flags(given, tmp_path / "run", profile(tmp_path), *planted)) == 2
+    assert f"--planted_uses={dense}: this model has no experts" in capsys.readouterr().err
+
+
+def test_help_names_every_flag_and_default(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    fields = [field.name for field in dataclasses.fields(StudyConfig)]
+    for name in (*script._NEEDED, *script._OPTIONAL, *fields):
+        assert f"--{name}=" in text
+    assert "suppress,zero,scale=0.5,random,rank_shift" in text
+    assert "(default \\n)" in " ".join(text.split())
+    for name in fields:
+        assert f"{{{name}}}" not in text
+
+
+def test_texts_of_flags_and_fields_are_each_others():
+    config = StudyConfig(filler="\n", delimiter="\tA:", interventions=("zero@all", "random@answer"))
+    assert script._config(script._texts(config)) == config
+
+
+def test_progress_rewrites_a_line_on_a_terminal(monkeypatch, capsys):
+    now = iter([0.0, 0.0, 50.0, 100.0, 150.0])
+    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = study_progress.StudyProgress(2)
+    for number, name in ((2, "a"), (3, "b"), (4, "c")):
+        progress(number, 5, name)
+    progress(5, 5, "")
+    lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines()]
+    assert [line for line in lines if line] == [
+        "going on: 2 of 5 runs were done",
+        *("run 3 of 5: a", "run 4 of 5: b, 100 s left", "run 5 of 5: c, 50 s left"),
+    ]
+    assert progress.done == 5
+
+
+def test_progress_elsewhere_every_ten_seconds(monkeypatch, capsys):
+    now = iter([0.0, 1.0, 2.0, 12.0, 14.0])
+    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
+    progress = study_progress.StudyProgress(0)
+    for number in range(3):
+        progress(number, 900, f"run-{number}")
+    assert capsys.readouterr().err.splitlines() == [
+        "run 1 of 900: run-0",
+        "run 3 of 900: run-2, 90 min left",
+    ]
