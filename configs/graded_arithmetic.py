@@ -3,9 +3,10 @@
   python launch/train.py --config=configs/graded_arithmetic.py --workdir=runs/sums
 
 Chains of 1 to 5 steps with numbers up to 99, worked through in text before the answer. Long chains
-are rarer in training (5 : 4 : 3 : 2 : 1), and a chain is right only if each of its steps is. The
-run leaves runs/sums/model, which `load_lm` reads, and prompts.jsonl, 100 held-out prompts of
-each level.
+are rarer in training (5 : 4 : 3 : 2 : 1), and a chain is right only if each of its steps is. Takes
+about 7 minutes on 2 CPU cores; expect 99% right answers to one step, 85 to 92% to four and five
+(docs/RESULTS.md). The run leaves runs/sums/model, which `load_lm` reads, and prompts.jsonl, 100
+held-out prompts of each level.
 
 Two short runs go on from there and plant a known truth. In the first the answer does not depend on
 the explanation, in the second on nothing else:
@@ -31,6 +32,6 @@ def get_config() -> MisroutingConfig:
         balance=0.01,
         batch_size=128,
         train=TrainConfig(
-            steps=1000, learning_rate=3e-3, warmup_steps=50, schedule="cosine", log_every=50
+            steps=1200, learning_rate=3e-3, warmup_steps=50, schedule="cosine", log_every=50
         ),
     )

@@ -183,7 +183,7 @@ def _against(study: Study, measures: Sequence[Measure]) -> Markup:
         Column("such\nprompts"),
         Column("accuracy-\nmatched", "change less that of the random sets of nearest accuracy"),
         Column("with drift", "partial rank correlation, given changes of margin and length"),
-        Column("accuracy kept", "two one-sided tests within the margin"),
+        Column("accuracy kept", "two one-sided tests within the margin, on all prompts"),
     ]
     rows: list[list[Any]] = []
     for row in study.rows:
@@ -246,7 +246,8 @@ def _shown(text: str, value: float, grey: bool = False) -> Cell:
 
 
 def _plain(value: float, grey: bool = False) -> Cell:
-    return _shown(f"{value:.3f}" if math.isfinite(value) else "–", value, grey)
+    # Adding 0 makes a zero of -0.0.
+    return _shown(f"{round(value, 3) + 0:.3f}" if math.isfinite(value) else "–", value, grey)
 
 
 def _greyed(html: Markup, grey: bool) -> Markup:

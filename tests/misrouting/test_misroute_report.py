@@ -160,6 +160,7 @@ def test_matched_mediation_doses_and_sanity():
     assert first[3].startswith("-0.500<br>")
     assert first[4].startswith("+0.062<br>")
     assert first[5:8] == ["7", "+0.188", "–"]
+    assert str(misroute_tables._plain(-0.0001).html) == "0.000"
     assert first[8] == "<bdi>not shown (p 0.750)</bdi>"
     (ways,) = cells(misroute_tables.mediation(study))
     assert [w.partition("<")[0] for w in ways[1:5]] == ["+0.200", "-0.150", "0.000", "+0.050"]
