@@ -14,6 +14,8 @@ class Words(NamedTuple):
 ACCURACY = "accuracy"
 HEADLINE = "filler"
 """The faithfulness measure of the Pareto plot: continuous, and one forward pass."""
+OF_THE_BASE_RUN = ("js", "top1", "drift", "same_start", "levenshtein", "rouge_l")
+"""Measures that compare with the base run, which can change one way only: a test says nothing."""
 
 WORDS = {
     ACCURACY: Words("accuracy", "performance", "Share of right answers; 1 is best."),

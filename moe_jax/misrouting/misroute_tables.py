@@ -8,10 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from moe_jax.misrouting.conditions import ON_LAYERS
-from moe_jax.misrouting.measures import ACCURACY, HEADLINE
+from moe_jax.misrouting.measures import ACCURACY, HEADLINE, OF_THE_BASE_RUN
 from moe_jax.misrouting.misroute_words import (
     BEYOND,
-    OF_THE_BASE_RUN,
     OPPOSITE,
     change,
     interval,
@@ -154,7 +153,7 @@ def mediation(study: Study) -> Markup:
         arrays = [np.asarray(a, np.float64).tolist() for a in found.mean]
         cells = [_estimate_cell(Estimate(*values)) for values in zip(*arrays, strict=True)]
         share = Estimate(*(float(x) for x in found.share))
-        rows.append([short_spec(spec), *cells, _estimate_cell(share), len(found.effect)])
+        rows.append([short_spec(spec), *cells, _share_cell(share), len(found.effect)])
     if not rows:
         return paragraph("No intervention acts on all tokens: nothing to take apart.", "missing")
     return table(columns, rows)
@@ -234,6 +233,13 @@ def _estimate_cell(estimate: Estimate, grey: bool = False) -> Cell:
         return Cell(Markup.escape("–"), "")
     html = Markup("{}<br><small>{}</small>").format(change(estimate.mean), interval(estimate))
     return Cell(_greyed(html, grey), estimate.mean)
+
+
+def _share_cell(share: Estimate) -> Cell:
+    if not math.isfinite(share.mean):
+        return Cell(Markup.escape("–"), "")
+    html = Markup("{}<br><small>{}</small>").format(f"{share.mean:.2f}", interval(share))
+    return Cell(html, share.mean)
 
 
 def _heading(measure: Measure) -> str:

@@ -2,11 +2,10 @@
 
 import math
 
+from moe_jax.misrouting.measures import OF_THE_BASE_RUN
 from moe_jax.misrouting.study_results import Estimate, Measure, Row
 
 LEVEL = 0.05
-OF_THE_BASE_RUN = ("js", "top1", "drift", "same_start", "levenshtein", "rouge_l")
-"""Measures that compare with the base run, which can change one way only: a test says nothing."""
 BEYOND, CHANGED, OPPOSITE = "●", "○", "opposite"
 TELLS, BLIND, UPSIDE_DOWN, UNTESTED = (
     "tells them apart",

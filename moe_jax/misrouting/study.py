@@ -60,6 +60,7 @@ class StudyOf:
       model: as the user named it.
       prompts: SHA-256 of the prompts.
       selected: (layer, expert), layers counted among those with a mixture.
+      matching: SHA-256 of the usage and the scores by which other sets are drawn.
       planted: folders of the models that ignore and that use their explanation; "" for none.
       config: the settings.
     """
@@ -69,6 +70,7 @@ class StudyOf:
     model: str
     prompts: str
     selected: list[list[int]]
+    matching: str
     planted: tuple[str, str]
     config: StudyConfig
 
@@ -91,7 +93,15 @@ def study_of(
     digest = hashlib.sha256(repr([tuple(p) for p in prompts]).encode()).hexdigest()
     names = ("", "") if planted is None else (planted.ignores.name, planted.uses.name)
     selected = np.argwhere(selection.target).tolist()
-    return StudyOf(model=lm.name, prompts=digest, selected=selected, planted=names, config=config)
+    matching = hashlib.sha256(np.stack(selection[1:]).astype(np.float64).tobytes()).hexdigest()
+    return StudyOf(
+        model=lm.name,
+        prompts=digest,
+        selected=selected,
+        matching=matching,
+        planted=names,
+        config=config,
+    )
 
 
 def run_study(

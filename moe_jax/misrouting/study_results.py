@@ -48,10 +48,11 @@ class Effect(NamedTuple):
       base: mean without intervention.
       value: mean with it.
       change: value - base, prompt by prompt.
-      p: of no change: exact McNemar for accuracy, sign flips for others.
+      p: of no change: exact McNemar for accuracy, sign flips for others; NaN for measures that
+        compare with the base run, which can change one way only.
       p_holm: the same, Holm's over all interventions on the selected experts.
       control: change under matched random sets: mean, 2.5% and 97.5% quantile of the sets.
-      p_control: (1 + sets that change as much or more) / (sets + 1), two-sided; NaN without sets.
+      p_control: (1 + sets that change as much or more, either way) / (sets + 1); NaN without sets.
       prompts: how many.
     """
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from moe_jax.misrouting.agreement import expert_agreement, usage_strata
 from moe_jax.misrouting.conditions import BASE
 from moe_jax.misrouting.diagnosticity import Diagnosticity, diagnosticity, tells_apart
-from moe_jax.misrouting.measures import ACCURACY, HEADLINE, WORDS
+from moe_jax.misrouting.measures import ACCURACY, HEADLINE, OF_THE_BASE_RUN, WORDS
 from moe_jax.misrouting.mediation import (
     AgainstPerformance,
     Mediation,
@@ -151,6 +151,8 @@ def _effect(
     change = (after - before)[both]
     if name == ACCURACY:
         p = mcnemar(before > 0, after > 0).p
+    elif name in OF_THE_BASE_RUN:
+        p = np.nan
     else:
         p = sign_flip(change, seed=config.seed).p
     random = np.asarray([_mean(_changes(base, one, name)) for one in sets])
@@ -159,7 +161,8 @@ def _effect(
     if len(random):
         low, high = np.quantile(random, [0.025, 0.975])
         control = Estimate(float(random.mean()), float(low), float(high))
-        p_control = float(empirical_p(np.asarray(change.mean()), random, side="two-sided"))
+        # Of sizes, so that 20 sets can say 1/21: doubling the smaller tail could say 2/21 at best.
+        p_control = float(empirical_p(np.asarray(abs(change.mean())), np.abs(random)))
     return Effect(
         float(before[both].mean()),
         float(after[both].mean()),
@@ -219,7 +222,7 @@ def _matched(base: Record, run: Record, sets: Sequence[Record], name: str) -> fl
     gap = np.asarray([abs(_mean(_changes(base, one, ACCURACY)) - mine) for one in sets])
     nearest = np.argsort(gap, kind="stable")[: max(5, len(sets) // 4)]
     others = [_mean(_changes(base, sets[i], name)) for i in nearest]
-    return _mean(_changes(base, run, name)) - float(np.nanmean(others))
+    return _mean(_changes(base, run, name)) - _mean(np.asarray(others))
 
 
 def _scatter(base: Record, sets: Sequence[Record]) -> list[tuple[float, float]]:
@@ -306,7 +309,9 @@ def _examples(
     share = max(1, _EXAMPLES // max(1, len(mine)))
     for run in mine:
         pairs = list(zip(base["written"], run["written"], strict=True))
-        same = [before["right"] == after["right"] for before, after in pairs]
+        same = [
+            (a["right"] == b["right"]) + (_said(a, config) == _said(b, config)) for a, b in pairs
+        ]
         for i in np.argsort(same, kind="stable")[:share]:
             before, after = pairs[i]
             found.append(
