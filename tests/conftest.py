@@ -1,4 +1,4 @@
-"""Shared settings of the tests: strict ranks, tree-mode Flax, few threads."""
+"""Shared settings of the tests: strict ranks, tree-mode Flax, few threads, no time limits."""
 
 import os
 
@@ -6,10 +6,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import jax
 import pytest
 from flax import nnx
 
+# A test must not fail because its machine is busy.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
