@@ -136,7 +136,8 @@ def _doses(
 ) -> tuple[dict[str, float], dict[str, float]]:
     joined = [np.concatenate(arrays) for arrays in zip(*routes, strict=True)]
     found = dose((joined[0], joined[1]), (joined[2], joined[3]), condition.target, where=joined[4])
-    return tuple(  # type: ignore[return-value]
+    before, after = (
         {name: float(getattr(one, name)) for name in DOSES}
         for one in (found.base_overall, found.overall)
     )
+    return before, after
