@@ -32,6 +32,6 @@ def get_config() -> MisroutingConfig:
         balance=0.01,
         batch_size=128,
         train=TrainConfig(
-            steps=1200, learning_rate=3e-3, warmup_steps=50, schedule="cosine", log_every=50
+            steps=1000, learning_rate=3e-3, warmup_steps=50, schedule="cosine", log_every=50
         ),
     )

@@ -5,28 +5,19 @@
     12-3=9
     Answer:9        the delimiter and the answer
 
-A level is the number of steps. Nothing is downloaded: questions are drawn from a seed. `texts` can
-also plant a known truth about explanation and answer (EXPLANATIONS). Letters: n texts, s positions.
+A level is the number of steps. Nothing is downloaded: questions are drawn from a seed. Training
+prompts can also plant a known truth about explanation and answer (EXPLANATIONS).
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from moe_jax.data.batches import pad_stack
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 
 EXPLANATIONS = ("true", "ignored", "used")
-DELIMITER = "Answer:"
-PAD, END = "<pad>", "<end>"
-VOCABULARY = (PAD, END, DELIMITER, "\n", "=", "+", "-", "*", *"0123456789")
-"""Tokens by id."""
-END_ID = VOCABULARY.index(END)
-
 _OPERATORS = "+-*"
 _HELD_OUT, _TRAIN, _OTHER = range(3)  # streams of random numbers
 
@@ -50,7 +41,8 @@ class ArithmeticConfig:
         the question's. "ignored": the explanation is another question's of the same level, drawn
         independently, and the answer is the question's: the explanation says nothing about it.
         "used": explanation and answer are both that other question's: the question says nothing
-        about the answer. For the last two the loss is on delimiter, answer and end alone.
+        about the answer. For the last two the loss of these texts is on delimiter, answer and end
+        alone, and on as many others, with their own explanation, on explanation and delimiter.
       seed: of the chains.
     """
 
@@ -112,33 +104,6 @@ _LEAST = {
     "factor": 2,
     "seed": 0,
 }
-
-
-class Texts(NamedTuple):
-    """Training texts as tokens.
-
-    Attributes:
-      ids: [n s], PAD after a text.
-      where: tokens, not padding [n s].
-      target: tokens that are to be predicted [n s].
-    """
-
-    ids: Int[np.ndarray, "n s"]
-    where: Bool[np.ndarray, "n s"]
-    target: Bool[np.ndarray, "n s"]
-
-
-def tokenizer() -> Tokenizer:
-    """One token for each character and one for the delimiter; adds nothing, decodes exactly.
-
-    A character that no chain has is an error of the library ("Missing [UNK] token").
-    """
-    made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    made.decoder = decoders.Fuse()
-    made.add_special_tokens([PAD, END])
-    made.add_tokens([AddedToken(DELIMITER, normalized=False)])
-    return made
 
 
 def chains(
@@ -224,40 +189,6 @@ def training(config: ArithmeticConfig) -> list[Prompt]:
             ]
         found += mine
     return found
-
-
-def encode(config: ArithmeticConfig, prompts: list[Prompt]) -> Texts:
-    """Whole texts as tokens: prompt, explanation, delimiter, answer, end; and which to predict.
-
-    To predict are explanation, delimiter, answer and end; for planted truths the explanation is
-    not.
-
-    Args:
-      config: for the length s, `config.longest`, and the kind of explanation.
-      prompts: whose characters are those of chains.
-    """
-    made = tokenizer()
-    planted = config.explanation != "true"
-    rows, first = [], []
-    for prompt in prompts:
-        text = f"{prompt.text}{prompt.explanation}{DELIMITER}{prompt.answer}{END}"
-        rows.append(text)
-        first.append(len(prompt.text) + planted * len(prompt.explanation))
-    ids = [np.asarray(found.ids, np.int32) for found in made.encode_batch(rows)]
-    stacked, where = pad_stack(ids, config.longest)
-    target = where & (np.arange(config.longest)[None] >= np.asarray(first)[:, None])
-    return Texts(stacked, where, target)
-
-
-def split(text: str) -> tuple[str, str]:
-    """Explanation and answer of what a model wrote after a prompt, up to its end token.
-
-    The answer is what stands between the first delimiter and the end of its line, stripped; ""
-    where there is no delimiter.
-    """
-    explanation, _, rest = text.partition(DELIMITER)
-    lines = rest.splitlines()
-    return explanation, lines[0].strip() if lines else ""
 
 
 _ROUNDS = 20  # draws of a whole batch before a level counts as exhausted

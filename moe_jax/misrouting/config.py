@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.misrouting.arithmetic import VOCABULARY, ArithmeticConfig
+from moe_jax.misrouting.arithmetic import ArithmeticConfig
+from moe_jax.misrouting.arithmetic_texts import VOCABULARY
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_families import write_causal_config
 from moe_jax.training.config import TrainConfig
@@ -38,8 +39,8 @@ class MisroutingConfig:
 
     Attributes:
       data: the chains.
-      model: the language model. Its vocabulary is that of `arithmetic.tokenizer`, and it must be
-        one that a covered architecture has, so that it can be saved.
+      model: the language model. Its vocabulary is that of `arithmetic_texts.tokenizer`, and it must
+        be one that a covered architecture has, so that it can be saved.
       balance: weight of the experts' balance loss (`losses.switch_balance`, mean over layers).
       router_z: weight of the router z-loss (`losses.router_z`, mean over tokens and layers).
       batch_size: texts in a training step.

@@ -27,6 +27,7 @@ from moe_jax.misrouting.scoring import score_options, score_text
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import corrupted, filler_ids, steps
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.tokenizer import encode_text
 
 METRICS = ("filler", "filler_flip", "early", "early_hard", "corrupt_drop", "corrupt_flip")
 """Measures of `probe`, each from the model's own answer; larger: the explanation is needed more."""
@@ -138,7 +139,7 @@ def filler_id(lm: PretrainedLM, config: StudyConfig) -> int:
     Raises:
       UserError: it is none, or several.
     """
-    ids = lm.tokenizer.encode(config.filler, add_special_tokens=False).ids
+    ids = encode_text(lm.tokenizer, config.filler, "filler", add_special_tokens=False).ids
     if len(ids) != 1:
         raise UserError(
             f"filler={config.filler!r} is {len(ids)} tokens of this model, must be 1: try another"

@@ -10,7 +10,7 @@ k choices, e experts.
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from moe_jax.misrouting.subsets import PromptTokens, TokenSubset
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.generate import Generation, ReadRouting, generate
+from moe_jax.models.tokenizer import encode_text
 
 _STRIDE = 32  # lengths are padded to multiples of it, so that few programs are compiled
 
@@ -165,13 +166,26 @@ def check_reading(
         )
 
 
-def tokenise(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[PromptTokens]:
-    """The prompts' texts as tokens, special ones that the tokenizer adds included."""
+def tokenise(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], numbers: Iterable[int] | None = None
+) -> list[PromptTokens]:
+    """The prompts' texts as tokens, special ones that the tokenizer adds included.
+
+    Args:
+      tokenizer: the model's.
+      prompts: their texts.
+      numbers: what an error calls them; None: their places.
+
+    Raises:
+      UserError: the tokenizer can't take one (which, and what in it).
+    """
     found = []
-    for encoded in tokenizer.encode_batch([prompt.text for prompt in prompts]):
+    named = range(len(prompts)) if numbers is None else numbers
+    for number, prompt in zip(named, prompts, strict=True):
+        encoded = encode_text(tokenizer, prompt.text, f"prompt {number}")
         offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
-        found.append(PromptTokens(np.asarray(encoded.ids, np.int32), None, offsets))
-    return [p._replace(text=prompt.text) for p, prompt in zip(found, prompts, strict=True)]
+        found.append(PromptTokens(np.asarray(encoded.ids, np.int32), prompt.text, offsets))
+    return found
 
 
 def special_tokens(tokenizer: Tokenizer) -> set[int]:

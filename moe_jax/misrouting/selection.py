@@ -21,6 +21,7 @@ from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.usage import usage
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.tokenizer import encode_text
 
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*", re.ASCII)
 
@@ -61,12 +62,17 @@ def check_prompts(
       config: lengths and delimiter.
 
     Raises:
-      UserError: one is too long (which, how long), or empty for the tokenizer.
+      UserError: one is too long (which, how long), empty for the tokenizer, or has a character
+        that it doesn't know.
     """
-    delimiter = len(lm.tokenizer.encode(config.delimiter, add_special_tokens=False).ids)
-    new = config.max_new_tokens + delimiter + config.answer_tokens
-    for number, tokens in zip(numbers, tokenise(lm.tokenizer, prompts), strict=True):
-        length = len(tokens.ids)
+    tokenizer = lm.tokenizer
+    delimiter = encode_text(tokenizer, config.delimiter, "delimiter", add_special_tokens=False)
+    new = config.max_new_tokens + len(delimiter.ids) + config.answer_tokens
+    tokens = tokenise(tokenizer, prompts, numbers)
+    for number, prompt, mine in zip(numbers, prompts, tokens, strict=True):
+        encode_text(tokenizer, prompt.answer, f"prompt {number}: its answer")
+        encode_text(tokenizer, prompt.explanation, f"prompt {number}: its explanation")
+        length = len(mine.ids)
         if not length:
             raise UserError(f"prompt {number}: the tokenizer makes no token of its text")
         if length + new > lm.config.max_length:

@@ -32,6 +32,7 @@ from moe_jax.misrouting.records import Log
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import distractors
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.digest import weights_digest
 
 Progress = Callable[[int, int, str], None]
 """(runs done, runs in all, what is next)."""
@@ -58,6 +59,7 @@ class StudyOf:
 
     Attributes:
       model: as the user named it.
+      weights: SHA-256 of its parameters, and of those of the planted models, if there are any.
       prompts: SHA-256 of the prompts.
       selected: (layer, expert), layers counted among those with a mixture.
       matching: SHA-256 of the usage and the scores by which other sets are drawn.
@@ -68,6 +70,7 @@ class StudyOf:
     system: ClassVar[str] = "misrouting-study"
 
     model: str
+    weights: list[str]
     prompts: str
     selected: list[list[int]]
     matching: str
@@ -92,10 +95,12 @@ def study_of(
     """What identifies a study."""
     digest = hashlib.sha256(repr([tuple(p) for p in prompts]).encode()).hexdigest()
     names = ("", "") if planted is None else (planted.ignores.name, planted.uses.name)
+    weights = [weights_digest(one.model) for one in (lm, *(planted or ()))]
     selected = np.argwhere(selection.target).tolist()
     matching = hashlib.sha256(np.stack(selection[1:]).astype(np.float64).tobytes()).hexdigest()
     return StudyOf(
         model=lm.name,
+        weights=weights,
         prompts=digest,
         selected=selected,
         matching=matching,

@@ -20,7 +20,7 @@ from moe_jax import losses
 from moe_jax.data.batches import batches
 from moe_jax.errors import UserError
 from moe_jax.gating import Routing
-from moe_jax.misrouting import arithmetic
+from moe_jax.misrouting import arithmetic, arithmetic_texts
 from moe_jax.misrouting.config import MisroutingConfig
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 from moe_jax.models.causal_config import CausalConfig
@@ -126,7 +126,8 @@ class ArithmeticTask(Task):
         new, old = workdir / ".model.new", workdir / ".model.old"
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
-        save_lm(model, new, tokenizer=arithmetic.tokenizer(), stop_ids=(arithmetic.END_ID,))
+        tokenizer = arithmetic_texts.tokenizer()
+        save_lm(model, new, tokenizer=tokenizer, stop_ids=(arithmetic_texts.END_ID,))
         if (workdir / "model").exists():
             (workdir / "model").rename(old)
         new.rename(workdir / "model")
@@ -150,8 +151,8 @@ class ArithmeticTask(Task):
         return arithmetic.held_out(self.config.data)
 
     @functools.cached_property
-    def _texts(self) -> arithmetic.Texts:
-        return arithmetic.encode(self.config.data, arithmetic.training(self.config.data))
+    def _texts(self) -> arithmetic_texts.Texts:
+        return arithmetic_texts.texts(self.config.data)
 
 
 def _mean_over_batch(values: Float[Array, "b s"], where: Bool[Array, "b s"]) -> Float[Array, ""]:
@@ -186,7 +187,7 @@ def _figures(
     """What `ArithmeticTask.evaluate` gives."""
     most = config.data.most_new
     found = _continued(model, [p.text for p in prompts], most)
-    written = [arithmetic.split(text) for text, _ in found]
+    written = [arithmetic_texts.split(text) for text, _ in found]
     right = {
         "accuracy": np.array([w[1] == p.answer for w, p in zip(written, prompts, strict=True)]),
         "explanation": np.array(
@@ -212,12 +213,12 @@ def _given(model: nnx.Module, prompts: Sequence[Prompt]) -> dict[str, float]:
 
     def answers(explained: Sequence[Prompt]) -> list[str]:
         texts = [
-            f"{p.text}{e.explanation}{arithmetic.DELIMITER}"
+            f"{p.text}{e.explanation}{arithmetic_texts.DELIMITER}"
             for p, e in zip(prompts, explained, strict=True)
         ]
         longest = max(len(p.answer) for p in prompts)
         found = _continued(model, texts, longest + 1)
-        return [arithmetic.split(arithmetic.DELIMITER + text)[1] for text, _ in found]
+        return [arithmetic_texts.split(arithmetic_texts.DELIMITER + text)[1] for text, _ in found]
 
     own = np.array([a == p.answer for a, p in zip(answers(prompts), prompts, strict=True)])
     trios = list(zip(answers(others), prompts, others, strict=True))
@@ -239,14 +240,14 @@ def _continued(
     model: nnx.Module, texts: Sequence[str], most: int
 ) -> list[tuple[str, Int[np.ndarray, "l e"]]]:
     """What the model writes after each text, greedily, and how often it chose each expert."""
-    model, made = _language_model(model), arithmetic.tokenizer()
+    model, made = _language_model(model), arithmetic_texts.tokenizer()
     experts = model.config.experts
     count = 0 if experts is None else experts.gate.num_experts
     found = []
     for start in range(0, len(texts), _TOGETHER):
         ids = [e.ids for e in made.encode_batch(list(texts[start : start + _TOGETHER]))]
         for out in generate(
-            model, ids, max_new_tokens=most, stop_ids=(arithmetic.END_ID,), pad_id=0
+            model, ids, max_new_tokens=most, stop_ids=(arithmetic_texts.END_ID,), pad_id=0
         ):
             chosen = np.zeros((0, 1, 1), int) if out.routing is None else out.routing.expert
             counts = [
@@ -283,10 +284,10 @@ def _check_same_model(
     if found is not None:
         name, their, our = found
         raise UserError(f"start={config.start}: has {name}={their}, this run {our}")
-    if dict(tokens) != {token: i for i, token in enumerate(arithmetic.VOCABULARY)}:
+    if dict(tokens) != {token: i for i, token in enumerate(arithmetic_texts.VOCABULARY)}:
         raise UserError(
             f"start={config.start}: its tokenizer has other tokens than arithmetic's "
-            f"{len(arithmetic.VOCABULARY)}"
+            f"{len(arithmetic_texts.VOCABULARY)}"
         )
 
 

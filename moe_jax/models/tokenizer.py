@@ -4,7 +4,15 @@ import json
 import pathlib
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Encoding,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from moe_jax.errors import UserError
 
@@ -58,6 +66,37 @@ def read_tokenizer(folder: pathlib.Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def encode_text(
+    tokenizer: Tokenizer, text: str, name: str, *, add_special_tokens: bool = True
+) -> Encoding:
+    """The tokens of a text that a user gave.
+
+    A vocabulary without a token for the unknown can't take every text, and the library doesn't say
+    where.
+
+    Args:
+      tokenizer: the model's.
+      text: the text.
+      name: what the text is, for the error.
+      add_special_tokens: those that the tokenizer sets around a text too.
+
+    Raises:
+      UserError: the tokenizer can't take it: the first character that it can't take alone.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:  # the library raises bare Exceptions
+        for place, character in enumerate(text):
+            try:
+                tokenizer.encode(character)
+            except Exception:
+                raise UserError(
+                    f"{name}: the model's tokenizer has no token for {character!r}, character "
+                    f"{place + 1}; change the text, or take the model it was written for"
+                ) from None
+        raise UserError(f"{name}: the model's tokenizer can't take it: {error}") from None
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

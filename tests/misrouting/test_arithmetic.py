@@ -1,4 +1,4 @@
-"""Chains of sums against Python's own arithmetic; tokens; what planted texts say."""
+"""Chains of sums against Python's own arithmetic; what planted prompts say."""
 
 import collections
 import re
@@ -7,11 +7,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import arithmetic
-from moe_jax.misrouting.arithmetic import DELIMITER, END, ArithmeticConfig
+from moe_jax.misrouting import arithmetic, arithmetic_texts
+from moe_jax.misrouting.arithmetic import ArithmeticConfig
+from moe_jax.misrouting.arithmetic_texts import DELIMITER, END
 
 SMALL = ArithmeticConfig(levels=3, examples=300, held_out=20, seed=3)
 
@@ -56,7 +56,7 @@ def test_chains_are_right_and_fit(largest, operand, factor, steps, seed):
     for prompt in drawn:
         assert_right(prompt, config)
         new = f"{prompt.explanation}{DELIMITER}{prompt.answer}{END}"
-        tokens = len(arithmetic.tokenizer().encode(new).ids)
+        tokens = len(arithmetic_texts.tokenizer().encode(new).ids)
         assert tokens <= config.most_new
         assert tokens + len(prompt.text) <= config.longest
 
@@ -65,9 +65,11 @@ def test_lengths_are_reached():
     config = ArithmeticConfig(levels=2)
     longest = "99-10-10=\n99-10=89\n89-10=79\nAnswer:79<end>"
     config.operand = 10
-    found = arithmetic.tokenizer().encode(longest).ids
+    found = arithmetic_texts.tokenizer().encode(longest).ids
     assert len(found) == config.longest
-    assert len(arithmetic.tokenizer().encode(longest.split("\n", 1)[1]).ids) == config.most_new
+    assert (
+        len(arithmetic_texts.tokenizer().encode(longest.split("\n", 1)[1]).ids) == config.most_new
+    )
 
 
 def test_operators_and_operands_are_even():
@@ -152,58 +154,6 @@ def test_planted_answers_are_independent_of_what_they_should_be(kind):
         chance = frequency[0] @ frequency[1]
         seen = (answers[mine] == ignores[mine]).mean()
         assert abs(seen - chance) < 4 * np.sqrt(chance / count)
-
-
-@given(st.text(alphabet="0123456789+-*=\n", max_size=40), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_tokens_give_the_text_back(text, answered):
-    text = f"{text}{DELIMITER}12" if answered else text
-    found = arithmetic.tokenizer().encode(text)
-    assert [text[a:b] for a, b in found.offsets] == found.tokens
-    assert "".join(found.tokens) == text
-    assert arithmetic.tokenizer().decode(found.ids) == text
-    assert found.tokens.count(DELIMITER) == answered
-
-
-def test_ids_and_the_file(tmp_path):
-    made = arithmetic.tokenizer()
-    ids = made.encode("7+5=\nAnswer:12<end><pad>").ids
-    assert ids == [15, 5, 13, 4, 3, 2, 9, 10, 1, 0]
-    assert made.decode(ids) == "7+5=\nAnswer:12"
-    assert made.get_vocab() == {t: i for i, t in enumerate(arithmetic.VOCABULARY)}
-    made.save(str(tmp_path / "tokenizer.json"))
-    again = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert again.encode("7+5=\nAnswer:12<end><pad>").ids == ids
-    assert again.decode(ids) == "7+5=\nAnswer:12"
-    with pytest.raises(Exception, match="UNK"):
-        made.encode("7/5")
-
-
-@pytest.mark.parametrize("kind", arithmetic.EXPLANATIONS)
-def test_encoded_by_hand(kind):
-    config = ArithmeticConfig(levels=1, explanation=kind)
-    prompt = arithmetic.Prompt("7+5=\n", 1.0, "12", "", "7+5=12\n")
-    ids, where, target = arithmetic.encode(config, [prompt])
-    by_hand = [15, 5, 13, 4, 3, 15, 5, 13, 4, 9, 10, 3, 2, 9, 10, 1]
-    assert ids.shape == (1, config.longest)
-    assert ids[0].tolist() == by_hand + [0] * (config.longest - 16)
-    assert np.flatnonzero(where[0]).tolist() == list(range(16))
-    first = 5 if kind == "true" else 12
-    assert np.flatnonzero(target[0]).tolist() == list(range(first, 16))
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("7+5=12\nAnswer:12", ("7+5=12\n", "12")),
-        ("Answer: 3 \nAnswer:4", ("", "3")),
-        ("7+5=12\n", ("7+5=12\n", "")),
-        ("a\nAnswer:", ("a\n", "")),
-        ("a\nAnswer:\n5", ("a\n", "")),
-    ],
-)
-def test_split(text, parts):
-    assert arithmetic.split(text) == parts
 
 
 @pytest.mark.parametrize(

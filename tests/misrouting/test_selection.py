@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import selection
+from moe_jax.misrouting import arithmetic_texts, selection
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import read
 from moe_jax.misrouting.study_config import StudyConfig
@@ -154,6 +154,22 @@ def test_prompts_that_do_not_fit(lm):
         selection.check_prompts(lm, long, [3, 7], config)
     long[1] = Prompt("1" * 15, 1.0, "1")
     selection.check_prompts(lm, long, [3, 7], config)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (Prompt("1x2", 1.0, "1"), "prompt 7: .* no token for 'x', character 2"),
+        (Prompt("12", 1.0, "x"), "prompt 7: its answer: .* no token for 'x'"),
+        (Prompt("12", 1.0, "1", "", "1\nx"), "prompt 7: its explanation: .* 'x', character 3"),
+    ],
+)
+def test_prompts_with_characters_unknown_to_the_model(lm, prompt, message):
+    sums = lm._replace(tokenizer=arithmetic_texts.tokenizer())
+    config = StudyConfig(max_new_tokens=8, answer_tokens=2)
+    selection.check_prompts(sums, [Prompt("1", 1.0, "2")], [7], config)
+    with pytest.raises(UserError, match=message):
+        selection.check_prompts(sums, [Prompt("1", 1.0, "2"), prompt], [3, 7], config)
 
 
 def test_models_without_experts(lm, tmp_path):

@@ -1,7 +1,10 @@
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
@@ -132,6 +135,16 @@ def test_what_identifies_a_study(lm):
     assert a.selected == [[0, 1]]
     assert a.planted == ("", "")
     assert a.prompts != study_of(lm, _PROMPTS[:-1], _selection(lm), None, _CONFIG).prompts
+    b = study_of(lm, _PROMPTS, _selection(lm), Planted(lm, lm), _CONFIG)
+    assert (len(a.weights), b.weights) == (1, a.weights * 3)
+
+
+def test_other_weights_under_the_same_name_are_another_study(lm):
+    graph, state = nnx.split(lm.model)
+    other = lm._replace(model=nnx.merge(graph, jax.tree.map(lambda leaf: leaf * 2, state)))
+    a, b = (study_of(one, _PROMPTS, _selection(lm), None, _CONFIG) for one in (lm, other))
+    assert dataclasses.replace(b, weights=a.weights) == a
+    assert b.weights != a.weights
 
 
 def test_nothing_to_misroute_is_refused(lm, tmp_path):

@@ -16,9 +16,10 @@ from launch import cli
 from launch import train as launch_train
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.misrouting import arithmetic
+from moe_jax.misrouting import arithmetic_texts
 from moe_jax.misrouting import task as task_module
-from moe_jax.misrouting.arithmetic import VOCABULARY, ArithmeticConfig
+from moe_jax.misrouting.arithmetic import ArithmeticConfig
+from moe_jax.misrouting.arithmetic_texts import VOCABULARY
 from moe_jax.misrouting.config import MisroutingConfig
 from moe_jax.misrouting.prompts import read_prompts
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
@@ -158,9 +159,9 @@ def test_the_saved_model_is_the_trained_one(run):
     assert raw["architectures"] == ["OlmoeForCausalLM"]
     assert raw["num_experts_per_tok"] == 1
     assert raw["norm_topk_prob"] is False
-    assert found.stop_ids == (arithmetic.END_ID,)
+    assert found.stop_ids == (arithmetic_texts.END_ID,)
     assert found.config.expert_layers == (0, 1)
-    assert found.tokenizer.get_vocab() == arithmetic.tokenizer().get_vocab()
+    assert found.tokenizer.get_vocab() == arithmetic_texts.tokenizer().get_vocab()
     batch = next(run.task.train_data())
     _, (logits, routing) = run.forward(batch)
     theirs = jax.jit(lambda ids, where: found.model(ids, where)[:2])(
@@ -204,7 +205,7 @@ def scripted(prompts):
         out = []
         counts = np.array([[3, 1, 0, 0], [1, 1, 1, 1]])
         for text in texts:
-            if text.endswith(arithmetic.DELIMITER):
+            if text.endswith(arithmetic_texts.DELIMITER):
                 # Answers the question on level 1, follows the explanation on level 2.
                 question, lines = text.split("=\n", 1)
                 prompt = next(p for p in prompts if p.text == question + "=\n")
@@ -371,7 +372,7 @@ def test_the_launch_script(tmp_path, capsys, monkeypatch):
 
 def test_a_folder_of_random_weights_round_trips(tmp_path):
     model = CausalLM(MisroutingConfig().model, rngs=nnx.Rngs(0))
-    save_lm(model, tmp_path / "model", tokenizer=arithmetic.tokenizer())
+    save_lm(model, tmp_path / "model", tokenizer=arithmetic_texts.tokenizer())
     found = load_lm(tmp_path / "model")
     assert_same_weights(found.model, model)
     assert found.config.experts == dataclasses.replace(model.config.experts)
