@@ -12,9 +12,10 @@ Flags:
   --experts=L:E,...   or experts named by hand, such as 1:0,1:3 (layer of the model:expert), on
                       all prompts
   --interventions=... with commas between (default {interventions}):
-                      on the experts suppress, exclude, zero, force, bias=2, scale=0.5, permute; on
-                      all tokens of their layers random, rank_shift, top_1; each acts always, or
-                      with @prompt, @explanation or @answer only while that is read
+                      on the experts suppress, exclude, zero, force, steer=-0.01 (below all other
+                      logits; 0.01: above), bias=2, scale=0.5, permute; on all tokens of their
+                      layers random, rank_shift, gumbel=1 (noise of that temperature), top_1; each
+                      acts always, or with @prompt, @explanation or @answer only while that is read
   --controls=N        matched random sets for each intervention on experts: at least 20, or 0 for
                       none (default {controls})
   --delimiter=TEXT    what the model writes between explanation and answer (default {delimiter})

@@ -12,7 +12,8 @@ Flags:
   --usage=KIND      share of a prompt's choices (share, the default), of its tokens (selection),
                     mean combine weight (gate) or mean score before the cut (soft)
   --generate=N      let the model write up to N tokens after each prompt, and read them too
-                    (default 0: only the prompts are read)
+                    (default 0: only the prompts are read). Of an encoder-decoder (Switch
+                    Transformers) the decoder's experts are then profiled, else the encoder's
   --stop=TEXT       text that ends what it writes, besides the model's own stop tokens
   --length_bins=N   compare prompts of like length only, in N bins (default 0: of any length)
   --weights=W,W,... of the levels, the easiest first; they add up to 0 (default: rising evenly)
@@ -144,17 +145,17 @@ def _collected(
     subset = TokenSubset.parse(given["tokens"])
     batch_size = cli.whole_number("batch_size", given["batch_size"])
 
-    from moe_jax.models.causal_pretrained import load_lm
+    reading.check_reading(subset, generate_tokens=settings.generate, batch_size=batch_size)
 
-    lm = load_lm(model)
-    reading.check_reading(
-        lm.config, lm.name, subset, generate_tokens=settings.generate, batch_size=batch_size
-    )
-    gate = lm.config.experts.gate  # type: ignore[union-attr]
-    shape = ModelShape(model, lm.config.expert_layers, gate.num_experts, gate.k)
+    from moe_jax.misrouting.readers import make_reader
+    from moe_jax.models.language_model import load_language_model
+
+    lm = load_language_model(model)
+    reader = make_reader(lm, writes=settings.generate > 0)
+    shape = ModelShape(reader.name, reader.expert_layers, reader.gate.num_experts, reader.gate.k)
     if given["routes"]:
-        routes = recorded_readings.read_recorded(given["routes"], lm.config, len(prompts))
-        readings = recorded_readings.recorded(routes, lm.tokenizer, prompts, subset=subset)
+        routes = recorded_readings.read_recorded(given["routes"], shape, len(prompts))
+        readings = recorded_readings.recorded(routes, reader.tokenizer, prompts, subset=subset)
     else:
         readings = reading.read(
             lm,

@@ -14,6 +14,7 @@ from moe_jax.routing_edit import KEEP, RoutingEdit
 
 def choose_experts(
     choice: Float[Array, "t e"],
+    logits: Float[Array, "t e"],
     config: GateConfig,
     edit: RoutingEdit | None,
     where: Bool[Array, " t"] | None,
@@ -24,9 +25,11 @@ def choose_experts(
     if config.num_groups > 1:
         allowed = allowed_by_groups(choice, config)
         if edit is not None:
-            allowed = allowed | edit.force | edit.random_k[:, None]
+            allowed = allowed | edit.force | (edit.random_k | (edit.gumbel > 0))[:, None]
         choice = jnp.where(allowed, choice, -jnp.inf)
     if edit is not None:
+        if config.choice == "token":
+            choice = jnp.where((edit.gumbel > 0)[:, None], _noisy(choice, logits, edit), choice)
         draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape)
         drawn = jnp.where(choice == -jnp.inf, -jnp.inf, draw)
         choice = jnp.where(edit.random_k[:, None], drawn, choice)
@@ -44,6 +47,15 @@ def choose_experts(
         present = jnp.where(recorded, edit.replay < config.num_experts, present)
         expert = jnp.where(recorded, edit.replay, expert)
     return expert.astype(jnp.int32), present
+
+
+def _noisy(
+    choice: Float[Array, "t e"], logits: Float[Array, "t e"], edit: RoutingEdit
+) -> Float[Array, "t e"]:
+    """Logits with Gumbel noise; -inf where the choice is."""
+    key = jax.random.fold_in(jax.random.key(edit.seed), 1)
+    noise = edit.gumbel[:, None] * jax.random.gumbel(key, choice.shape)
+    return jnp.where(choice == -jnp.inf, -jnp.inf, jax.lax.stop_gradient(logits) + noise)
 
 
 def allowed_by_groups(choice: Float[Array, "t e"], config: GateConfig) -> Bool[Array, "t e"]:

@@ -36,6 +36,18 @@ def weights(
     return weight * config.scale
 
 
+def steered(z: Float[Array, "t e"], margin: Float[Array, "t e"]) -> Float[Array, "t e"]:
+    """Logits moved beyond the token's largest (margin > 0) or smallest (margin < 0).
+
+    0 leaves a logit, and -inf (not available) stays.
+    """
+    there = z > -jnp.inf
+    top = jnp.max(z, axis=1, keepdims=True)
+    bottom = jnp.min(jnp.where(there, z, jnp.inf), axis=1, keepdims=True)
+    moved = jnp.where(margin > 0, top, bottom) + margin
+    return jnp.where(there & (margin != 0), moved, z)
+
+
 def softmax(z: Float[Array, "t n"], temperature: float) -> Float[Array, "t n"]:
     """Softmax of z / temperature; a row of -inf gives zeros, not NaN.
 

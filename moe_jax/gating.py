@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.assignment import choose_experts, take, under_capacity
 from moe_jax.gate_config import GateConfig
-from moe_jax.gate_scores import softmax, weights, with_noise
+from moe_jax.gate_scores import softmax, steered, weights, with_noise
 from moe_jax.routing_edit import KEEP, RoutingEdit
 
 __all__ = [
@@ -106,7 +106,7 @@ def route(
     if edit is not None:
         edit.check(config, z.shape[0])
         edit = edit.scoped(z.shape[0])
-        z = jnp.where(edit.suppress, -jnp.inf, z + edit.bias)
+        z = jnp.where(edit.suppress, -jnp.inf, steered(z + edit.bias, edit.steer))
     if config.score == "sigmoid":
         probs = jax.nn.sigmoid(z / config.temperature)
     else:
@@ -121,7 +121,7 @@ def route(
     choice = jnp.where(z == -jnp.inf, -jnp.inf, choice)
     if where is not None:
         choice = jnp.where(where[:, None], choice, -jnp.inf)
-    expert, present = choose_experts(choice, config, edit, where)
+    expert, present = choose_experts(choice, z, config, edit, where)
 
     weight = weights(z, probs, expert, present, config)
     if edit is not None:

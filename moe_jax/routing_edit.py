@@ -28,6 +28,9 @@ class RoutingEdit(NamedTuple):
 
     1. `bias` [#t e]: added to the logits (after noise), so the score, the choice and the weight see
        it. The identity is -0.0, because x + -0.0 has the bits of x for every x.
+       `steer` [#t e]: then a value m > 0 sets the logit to the token's largest one plus m, m < 0 to
+       its smallest one plus m; 0 leaves it. (SteerMoE's ceiling and floor: steered experts share
+       one logit.)
     2. `suppress` [#t e]: the logit is -inf before the score. The expert can't be chosen and has no
        share in the softmax, so the others' weights grow.
     3. `exclude` [#t e]: the expert can't be chosen, but the scores of all experts are as they were.
@@ -36,6 +39,9 @@ class RoutingEdit(NamedTuple):
     4. `random_k` [#t]: the token's experts are drawn uniformly, without replacement, among those
        not excluded or suppressed (groups do not apply); their weights are what the gate gives them.
        `seed` [] makes the draw; a draw may hit experts that the gate would have chosen.
+       `gumbel` [#t]: at a value T > 0 the token takes the experts of largest logit + T * Gumbel
+       noise, of the same seed: sampling without replacement from softmax(logits / T). Groups and
+       selection biases do not apply; where `random_k` is set it comes instead.
     5. `rank_shift` [#t]: take the experts of ranks r, ..., r+k-1 instead of 0, ..., k-1. Where
        fewer than r+k can be chosen the shift ends at the last k, so that the compute stays equal.
     6. `force` [#t e]: forced experts (unless suppressed or excluded) come before all others,
@@ -57,7 +63,7 @@ class RoutingEdit(NamedTuple):
 
     Under expert choice a token's `exclude`, `random_k` and `force` bear on the experts' ranking of
     the tokens: an expert never takes the token, ranks it by a random number, or takes it first.
-    `rank_shift` has no meaning there and is not read.
+    `rank_shift` and `gumbel` have no meaning there and are not read.
     """
 
     tokens: Bool[Array, " #t"]
@@ -66,10 +72,12 @@ class RoutingEdit(NamedTuple):
     zero: Bool[Array, "#t e"]
     force: Bool[Array, "#t e"]
     bias: Float[Array, "#t e"]
+    steer: Float[Array, "#t e"]
     scale: Float[Array, "#t e"]
     permute: Int[Array, "#t e"]
     rank_shift: Int[Array, " #t"]
     random_k: Bool[Array, " #t"]
+    gumbel: Float[Array, " #t"]
     seed: UInt32[Array, ""]
     replay: Int[Array, "#t k"]
     replay_weight: Float[Array, "#t k"]
@@ -91,10 +99,12 @@ class RoutingEdit(NamedTuple):
             zero=no,
             force=no,
             bias=jnp.full(shape, -0.0, jnp.float32),
+            steer=jnp.zeros(shape, jnp.float32),
             scale=jnp.ones(shape, jnp.float32),
             permute=jnp.broadcast_to(jnp.arange(config.num_experts, dtype=jnp.int32)[None], shape),
             rank_shift=jnp.zeros(num_tokens, jnp.int32),
             random_k=jnp.zeros(num_tokens, bool),
+            gumbel=jnp.zeros(num_tokens, jnp.float32),
             seed=jnp.uint32(0),
             replay=jnp.full((num_tokens, config.slots), KEEP, jnp.int32),
             replay_weight=jnp.full((num_tokens, config.slots), jnp.nan, jnp.float32),
@@ -111,10 +121,12 @@ class RoutingEdit(NamedTuple):
         zero: Sequence[int] = (),
         force: Sequence[int] = (),
         bias: Mapping[int, float] | None = None,
+        steer: Mapping[int, float] | None = None,
         scale: Mapping[int, float] | None = None,
         permute: Sequence[int] | None = None,
         rank_shift: int = 0,
         random_k: bool = False,
+        gumbel: float = 0.0,
         seed: int = 0,
         replay: Int[Array | np.ndarray, "#t k"] | None = None,
         replay_weight: Float[Array | np.ndarray, "#t k"] | None = None,
@@ -129,18 +141,20 @@ class RoutingEdit(NamedTuple):
             zero: see `suppress`.
             force: see `suppress`.
             bias: what is added to the logit, by expert id.
+            steer: margin beyond the largest (> 0) or smallest (< 0) logit, by expert id.
             scale: what multiplies the weight, by expert id.
             permute: expert that does the work of expert 0, 1, ..., a permutation of 0..E-1.
             rank_shift: ranks to skip, >= 0.
             random_k: draw the experts at random.
+            gumbel: temperature of the noise on the choice, >= 0.
             seed: of the draw.
             replay: recorded experts [t k] (or [1 k], the same for all tokens), such as
                 `Routing.expert` of another run; -1 for "as routed".
             replay_weight: recorded weights [t k], NaN for "as routed".
 
         Raises:
-            ValueError: an expert id out of range, no permutation, a negative shift, or a replay
-                whose last axis is not the number of slots.
+            ValueError: an expert id out of range, no permutation, a negative shift or temperature,
+                or a replay whose last axis is not the number of slots.
         """
         edit = cls.identity(config)
         experts = config.num_experts
@@ -150,7 +164,7 @@ class RoutingEdit(NamedTuple):
             mask = np.zeros((1, experts), bool)
             mask[0, _checked(name, ids, experts)] = True
             changes[name] = jnp.asarray(mask)
-        for name, by_id in (("bias", bias), ("scale", scale)):
+        for name, by_id in (("bias", bias), ("steer", steer), ("scale", scale)):
             values = np.array(getattr(edit, name))
             for expert, value in (by_id or {}).items():
                 values[0, _checked(name, [expert], experts)] = value
@@ -161,6 +175,8 @@ class RoutingEdit(NamedTuple):
             changes["permute"] = jnp.asarray(permute, jnp.int32)[None]
         if rank_shift < 0:
             raise ValueError(f"rank_shift={rank_shift} must be at least 0")
+        if not gumbel >= 0:
+            raise ValueError(f"gumbel={gumbel} must be at least 0")
         for name, recorded, dtype in (
             ("replay", replay, jnp.int32),
             ("replay_weight", replay_weight, jnp.float32),
@@ -175,6 +191,7 @@ class RoutingEdit(NamedTuple):
             tokens=edit.tokens if tokens is None else jnp.asarray(tokens),
             rank_shift=jnp.full(1, rank_shift, jnp.int32),
             random_k=jnp.full(1, random_k),
+            gumbel=jnp.full(1, gumbel, jnp.float32),
             seed=jnp.uint32(seed),
             **changes,
         )
@@ -190,6 +207,7 @@ class RoutingEdit(NamedTuple):
             "tokens": (),
             "rank_shift": (),
             "random_k": (),
+            "gumbel": (),
             "replay": (config.slots,),
             "replay_weight": (config.slots,),
         }
@@ -217,10 +235,12 @@ class RoutingEdit(NamedTuple):
             zero=self.zero & on,
             force=self.force & on,
             bias=jnp.where(on, self.bias, -0.0),
+            steer=jnp.where(on, self.steer, 0.0),
             scale=jnp.where(on, self.scale, 1.0),
             permute=jnp.where(on, self.permute, own),
             rank_shift=jnp.where(on_t, self.rank_shift, 0),
             random_k=self.random_k & on_t,
+            gumbel=jnp.where(on_t, self.gumbel, 0.0),
             seed=self.seed,
             replay=jnp.where(on, self.replay, KEEP),
             replay_weight=jnp.where(on, self.replay_weight, jnp.nan),

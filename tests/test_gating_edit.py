@@ -75,7 +75,12 @@ def test_identity_is_bitwise_no_edit(name):
         config,
         **{"tokens": np.zeros(T, bool), "suppress": [0], "exclude": [1], "zero": [2], "force": [3]},
         **{"bias": {4: 2.0}, "scale": {5: 3.0}, "permute": list(range(E))[::-1], "rank_shift": 2},
-        **{"random_k": True, "replay": np.full((1, config.slots), 6)},
+        **{
+            "random_k": True,
+            "steer": {6: 1.0, 7: -1.0},
+            "gumbel": 2.0,
+            "replay": np.full((1, config.slots), 6),
+        },
         replay_weight=np.full((1, config.slots), 0.5),
     )
     nowhere = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), nowhere, identity)
@@ -96,10 +101,12 @@ EDITS = [
     {"zero": [1]},
     {"force": [7, 2]},
     {"bias": {3: 1.5}},
+    {"steer": {3: 0.01, 5: -0.01}},
     {"scale": {3: 0.25}},
     {"permute": [1, 2, 3, 4, 5, 6, 7, 0]},
     {"rank_shift": 2},
     {"random_k": True, "seed": 4},
+    {"gumbel": 2.0, "seed": 4},
     {"replay": np.full((1, 2), 6)},
 ]
 
@@ -193,6 +200,40 @@ def test_bias_moves_score_choice_and_weight():
     np.testing.assert_allclose(got.probs, p, rtol=1e-5)
     np.testing.assert_array_equal(got.expert, np.argsort(-p, axis=1)[:, :2])
     np.testing.assert_allclose(got.weight, -np.sort(-p, axis=1)[:, :2], rtol=1e-5)
+
+
+def test_steer_is_beyond_all_others():
+    """Hand-worked: 3 goes 1/2 above the largest, 0 goes 1/4 below the smallest."""
+    z = np.array([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    config = GateConfig(num_experts=4, k=2)
+    got = edited(config, z, steer={3: 0.5, 0: -0.25})
+    np.testing.assert_array_equal(got.logits, [[-1.25, 1, 0, 2.5], [-0.25, 0, 0, 0.5]])
+    assert got.expert.tolist() == [[3, 1], [3, 1]]
+    # Above what the bias has made largest; and what isn't available stays so.
+    got = edited(config, z, steer={3: 0.5}, bias={1: 4.0}, suppress=[0])
+    np.testing.assert_array_equal(got.logits, [[-np.inf, 5, 0, 5.5], [-np.inf, 4, 0, 4.5]])
+    gone = np.where(np.arange(4) < 2, -np.inf, z).astype(np.float32)
+    got = edited(config, gone, steer={0: 0.5, 3: -0.5})
+    np.testing.assert_array_equal(
+        got.logits, [[-np.inf, -np.inf, 0, -1.5], [-np.inf] * 2 + [0, -0.5]]
+    )
+
+
+def test_gumbel_draws_without_groups_and_bias():
+    """From 8 equal logits every pair is as likely, whatever the groups and the selection bias."""
+    config = make("groups")
+    z, bias = np.zeros((4000, E), np.float32), jnp.linspace(0, 9, E)
+    edit = RoutingEdit.make(config, gumbel=1.0, seed=5)
+    got = route(jnp.asarray(z), config, bias=bias, edit=edit)
+    share = np.asarray(expert_counts(got)) / 4000
+    np.testing.assert_allclose(share, 2 / E, atol=0.03)
+    np.testing.assert_allclose(got.weight, 1.25, rtol=1e-6)
+    excluded = edited(gumbel=50.0, seed=1, exclude=[2, 3])
+    assert not np.isin(np.asarray(excluded.expert), [2, 3]).any()
+    both, drawn = edited(gumbel=5.0, random_k=True, seed=3), edited(random_k=True, seed=3)
+    np.testing.assert_array_equal(both.expert, drawn.expert)
+    chosen = make("expert_choice")
+    assert same_bits(edited(chosen, gumbel=5.0), unedited(chosen))
 
 
 def test_force():
@@ -351,6 +392,8 @@ def test_gradients_of_continuous_fields():
         ({"permute": [0] * 8}, "is no permutation of 0..7"),
         ({"permute": [0, 1]}, "is no permutation of 0..7"),
         ({"rank_shift": -1}, "rank_shift=-1 must be at least 0"),
+        ({"gumbel": -1.0}, "gumbel=-1.0 must be at least 0"),
+        ({"steer": {8: 1.0}}, "steer names expert 8"),
         ({"replay": np.zeros((T, 3), int)}, "replay has 3 columns, the gate has 2"),
         ({"replay_weight": np.zeros((T, 3))}, "replay_weight has 3 columns, the gate has 2"),
     ],

@@ -139,7 +139,7 @@ def zero_dose_record(
     """Is every intervention at dose zero bitwise the run without one?
 
     On the log-probabilities of the first batch of texts: for each of ON_EXPERTS with no expert in
-    its target, bias 0 and scale 1 on all experts.
+    its target, bias 0 and scale 1 on all experts, Gumbel noise of temperature 0.
 
     Returns:
       `same`: True or False by name.
@@ -156,6 +156,7 @@ def zero_dose_record(
     }
     edits["bias=0"] = interventions.bias(_gate(lm), every, 0.0)
     edits["scale=1"] = interventions.scale(_gate(lm), every, 1.0)
+    edits["gumbel=0"] = interventions.gumbel(_gate(lm), every.any(axis=1), 0.0, seed=config.seed)
     same = {}
     for name, edit in edits.items():
         now = read_texts(lm, some, edit, "all", config)

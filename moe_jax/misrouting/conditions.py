@@ -20,11 +20,12 @@ from moe_jax.misrouting.controls import least_like, matched_controls
 Target = Bool[np.ndarray, "l e"]
 
 SCOPES = ("all", "prompt", "explanation", "answer")
-ON_EXPERTS = ("suppress", "exclude", "zero", "force", "bias", "scale", "permute")
+ON_EXPERTS = ("suppress", "exclude", "zero", "force", "steer", "bias", "scale", "permute")
 """Interventions that are aimed at a set of experts, so that other sets can be controls."""
-ON_LAYERS = ("random", "rank_shift", "top_1")
+ON_LAYERS = ("random", "rank_shift", "gumbel", "top_1")
 """Interventions that concern every token of the layers that hold the chosen experts."""
-_AMOUNTS = {"bias": 2.0, "scale": 0.5}
+_AMOUNTS = {"steer": -0.01, "bias": 2.0, "scale": 0.5, "gumbel": 1.0}
+"""Defaults of those that take an amount."""
 BASE = "base"
 
 
@@ -33,7 +34,8 @@ class Spec(NamedTuple):
 
     Attributes:
       name: of ON_EXPERTS or ON_LAYERS.
-      amount: of "bias" and "scale"; NaN for the others.
+      amount: what "bias" adds, "scale" multiplies by, the temperature of "gumbel", the margin of
+        "steer" (above 0: beyond the largest logit, below: beyond the smallest); NaN for the others.
       scope: of SCOPES: tokens that are read while it acts.
     """
 
@@ -103,6 +105,10 @@ def parse_spec(text: str) -> Spec:
             number = math.nan
         if not math.isfinite(number):
             raise UserError(f"interventions: {text!r}: {amount!r} is not a number")
+    if name == "steer" and number == 0:
+        raise UserError(f"interventions: {text!r}: the amount must not be 0")
+    if name == "gumbel" and number <= 0:
+        raise UserError(f"interventions: {text!r}: the temperature must be above 0")
     return Spec(name, number, scope or "all")
 
 
@@ -126,8 +132,16 @@ def make_edit(gate: GateConfig, spec: Spec, target: Target, *, seed: int) -> Rou
         return getattr(interventions, spec.name)(gate, target, spec.amount)
     if spec.name == "permute":
         return interventions.permute(gate, target, seed=seed)
+    if spec.name == "steer":
+        sets = (target, np.zeros_like(target))
+        forced, suppressed = sets if spec.amount > 0 else sets[::-1]
+        return interventions.steer(
+            gate, forced=forced, suppressed=suppressed, margin=abs(spec.amount)
+        )
     if spec.name == "random":
         return interventions.random(gate, layers, seed=seed)
+    if spec.name == "gumbel":
+        return interventions.gumbel(gate, layers, spec.amount, seed=seed)
     return getattr(interventions, spec.name)(gate, layers)
 
 

@@ -10,20 +10,18 @@ target is a mask of experts [l e]; an empty one, or a dose of zero, changes no b
     exclude         S2: out of the choice, scores as they were
     zero            S3: still chosen, contributes nothing, nobody takes its place
     force           chosen before all others, weights as the gate gives them
-    steer           S4: SteerMoE's floor and ceiling on known logits
+    steer           S4: SteerMoE's floor and ceiling
     bias            B1: a number added to the logit
     scale           B2: a factor on the weight (RICE)
     random          M1: as many experts, drawn at random
     rank_shift      M2: the experts of ranks k+1..2k
     permute         M3: experts do each other's work
-    gumbel          M4: Gumbel-top-k at a temperature, on known logits
+    gumbel          M4: Gumbel-top-k at a temperature
     donor           M5: the routes of another prompt
     top_1           M6: the first choice alone
     replay          R: recorded routes
 
 Replacing an expert's output by its mean (S5) isn't here: it isn't a decision of the gate.
-SteerMoE's floor and Gumbel-top-k depend on the token's logits, which an edit in one layer changes
-in the layers above it: from the logits of an unedited run they are exact in the first edited layer.
 """
 
 import math
@@ -33,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
 from moe_jax.gating import KEEP, GateConfig, RoutingEdit
 
@@ -69,7 +67,6 @@ def force(config: GateConfig, target: Target, *, tokens: Tokens | None = None) -
 
 def steer(
     config: GateConfig,
-    logits: Float[np.ndarray, "t l e"],
     *,
     forced: Target,
     suppressed: Target,
@@ -79,30 +76,24 @@ def steer(
     """S4, as SteerMoE (arXiv 2509.09660): z_e = max_j z_j + margin, or min_j z_j - margin.
 
     Forced experts then share one weight, the largest, so this is a strong dose; those at the floor
-    are still chosen where fewer than k others are left. Exact for the given logits only: an edit's
-    arrays are fixed before the run, so in the layers above the first edited one, whose logits have
-    moved, the floor is that of the unedited run.
+    are still chosen where fewer than k others are left.
 
     Args:
-      config: the gate, of the softmax kind.
-      logits: of the unedited run, `Routing.logits` of each layer; finite.
+      config: the gate.
       forced: experts at the ceiling.
       suppressed: experts at the floor.
-      margin: beyond the largest and the smallest.
+      margin: beyond the largest and the smallest, in units of the logits.
       tokens: scope.
 
     Raises:
-      ValueError: an expert in both sets, logits that aren't finite.
+      ValueError: an expert in both sets, a margin that isn't positive and finite.
     """
     if np.any(forced & suppressed):
         raise ValueError("forced and suppressed share an expert")
-    if not np.isfinite(logits).all():
-        raise ValueError("logits must be finite: some are not")
-    z = np.moveaxis(logits, 1, 0).astype(np.float64)
-    up = z.max(axis=-1, keepdims=True) + margin - z
-    down = z.min(axis=-1, keepdims=True) - margin - z
-    moved = np.where(forced[:, None], up, np.where(suppressed[:, None], down, -0.0))
-    return _edit(config, len(forced), tokens, bias=moved)
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin={margin} must be a number > 0")
+    moved = np.where(forced, margin, np.where(suppressed, -margin, 0.0))
+    return _edit(config, len(forced), tokens, steer=moved[:, None])
 
 
 def bias(
@@ -150,7 +141,7 @@ def random(
     The draw is a function of the seed, the layer and the token's row in the call: a model that
     decodes one token a call draws the same experts each time, unless the seed moves on.
     """
-    seeds = np.random.SeedSequence(seed).generate_state(len(layers), np.uint32)
+    seeds = _seeds(seed, len(layers))
     return _edit(config, len(layers), tokens, random_k=layers[:, None], seed=seeds)
 
 
@@ -190,43 +181,35 @@ def permute(
 
 def gumbel(
     config: GateConfig,
-    scores: Float[np.ndarray, "t l e"],
+    layers: Layers,
     temperature: float,
     *,
     seed: int,
     tokens: Tokens | None = None,
 ) -> RoutingEdit:
-    """M4: the k experts of largest score + temperature * Gumbel noise; weights as the gate gives.
+    """M4: the k experts of largest logit + temperature * Gumbel noise, in the layers that are True.
 
-    That is sampling without replacement from softmax(score / temperature), at equal compute. Groups
-    do not apply. At temperature 0 the token is routed as usual. Exact for the given scores (see the
-    module's text).
+    That is sampling without replacement from softmax(logits / temperature), at equal compute;
+    weights are what the gate gives to the experts drawn. Groups and selection biases do not apply.
+    At temperature 0 the token is routed as usual. The noise is a function of the seed, the layer
+    and the token's row in the call, as the draw of `random`.
 
     Args:
       config: a gate of token choice.
-      scores: what decides the choice, of the unedited run: the logits. -inf: never.
-      temperature: of the noise, in units of the scores.
+      layers: where.
+      temperature: of the noise, in units of the logits.
       seed: of the noise.
       tokens: scope.
 
     Raises:
-      ValueError: a negative temperature, NaN scores, a gate of expert choice.
+      ValueError: a negative temperature, a gate of expert choice.
     """
     if config.choice == "expert":
         raise ValueError('gumbel needs config.choice="token": here experts choose')
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be a number >= 0")
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN")
-    num_layers = scores.shape[1]
-    if temperature == 0:
-        return _edit(config, num_layers, tokens)
-    noise = np.random.default_rng(seed).gumbel(size=scores.shape)
-    noisy = scores + temperature * noise
-    expert = np.argsort(-noisy, axis=-1, kind="stable")[..., : config.k]
-    possible = np.take_along_axis(noisy, expert, axis=-1) > -np.inf
-    expert = np.where(possible, expert, config.num_experts)
-    return replay(config, expert, tokens=tokens)
+    noise = (layers * temperature)[:, None]
+    return _edit(config, len(layers), tokens, gumbel=noise, seed=_seeds(seed, len(layers)))
 
 
 def donor(
@@ -331,6 +314,11 @@ def stack(edits: Sequence[RoutingEdit]) -> RoutingEdit:
         return jnp.stack([jnp.broadcast_to(leaf, shape) for leaf in leaves])
 
     return jax.tree.map(joined, *edits)
+
+
+def _seeds(seed: int, num_layers: int) -> UInt32[np.ndarray, " l"]:
+    """A seed of its own for each layer."""
+    return np.random.SeedSequence(seed).generate_state(num_layers, np.uint32)
 
 
 def _edit(

@@ -7,27 +7,22 @@ large study is up to the caller (`collect` in `profile`). Letters: t tokens, l l
 k choices, e experts.
 """
 
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.readers import Read, Reader, make_reader
+from moe_jax.misrouting.reading_tokens import token_pieces, tokenise
 from moe_jax.misrouting.subsets import PromptTokens, TokenSubset
-from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
-from moe_jax.models.generate import Generation, ReadRouting, generate
-from moe_jax.models.tokenizer import encode_text
-
-_STRIDE = 32  # lengths are padded to multiples of it, so that few programs are compiled
+from moe_jax.models.generate import OnToken
+from moe_jax.models.switch_pretrained import PretrainedSwitch
 
 # (prompts done, of how many); parts of a batch count as parts of its prompts.
 OnProgress = Callable[[float, int], None]
@@ -35,6 +30,9 @@ OnProgress = Callable[[float, int], None]
 
 class Reading(NamedTuple):
     """One prompt as the model read it, what it generated included.
+
+    Of an encoder-decoder that writes, it is what the decoder read: its first token, then the text
+    that it wrote, without the prompt.
 
     Attributes:
       number: of the prompt in its data set.
@@ -84,7 +82,7 @@ class ReadingProgress:
 
 
 def read(
-    lm: PretrainedLM,
+    lm: PretrainedLM | PretrainedSwitch,
     prompts: Sequence[Prompt],
     *,
     subset: TokenSubset | None = None,
@@ -96,7 +94,8 @@ def read(
     """Read every prompt, and what the model writes after it, greedily.
 
     Args:
-      lm: the model and its tokenizer.
+      lm: the model and its tokenizer. An encoder-decoder's encoder is read while it reads prompts,
+        its decoder where it writes.
       prompts: `Prompt.text` is read.
       subset: which tokens count; None: all but special ones.
       generate_tokens: most new tokens; 0: only the prompts are read.
@@ -112,50 +111,32 @@ def read(
         its number), the subset picks no token of a prompt, or a setting is wrong.
     """
     subset = TokenSubset() if subset is None else subset
-    check_reading(
-        lm.config, lm.name, subset, generate_tokens=generate_tokens, batch_size=batch_size
-    )
-    tokens = tokenise(lm.tokenizer, prompts)
-    _check_lengths(tokens, lm.config, generate_tokens)
-    special = special_tokens(lm.tokenizer) | set(lm.stop_ids)
+    check_reading(subset, generate_tokens=generate_tokens, batch_size=batch_size)
+    reader = make_reader(lm, writes=generate_tokens > 0)
+    tokens = tokenise(reader.tokenizer, prompts)
+    _check_lengths(tokens, reader.max_length, generate_tokens)
     if not generate_tokens:
         for number, prompt in enumerate(tokens):
-            subset.mask(prompt, special=special, number=number)
+            subset.mask(prompt, special=reader.special, number=number)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i].ids))
     size = min(batch_size, len(order))
     for start in range(0, len(order), size):
         batch = order[start : start + size]
         # The last batch is filled up, so that it runs through the same program.
-        rows = [tokens[i].ids for i in (batch + batch[-1:] * size)[:size]]
+        mine = [tokens[i] for i in (batch + batch[-1:] * size)[:size]]
         if generate_tokens:
-            tick = (
-                None if on_progress is None else _Tick(on_progress, start, len(batch), len(order))
-            )
-            found = _generate(lm, rows, generate_tokens, stop, tick)
-            routings = [_known(g.routing) for g in found]
-            read_tokens = [
-                with_generated(tokens[i], g, lm.tokenizer)
-                for i, g in zip(batch, found, strict=False)
-            ]
+            tick = _within(on_progress, start, len(batch), len(order), generate_tokens)
+            found = reader.write(mine, generate_tokens, stop, tick)
         else:
-            read_tokens, routings = [tokens[i] for i in batch], _forward(lm, rows)
-        for i, prompt, routing in zip(batch, read_tokens, routings, strict=False):
-            where = subset.mask(prompt, special=special, number=i)
-            length = len(tokens[i].ids)
-            pieces = token_pieces(prompt, lm.tokenizer)
-            yield Reading(i, prompt.text or "", prompt.ids, pieces, length, where, *routing)
+            found = reader.forward(mine)
+        for i, one in zip(batch, found, strict=False):
+            yield _reading(reader, subset, i, one)
         if on_progress is not None:
             on_progress(start + len(batch), len(order))
 
 
-def check_reading(
-    config: CausalConfig, name: str, subset: TokenSubset, *, generate_tokens: int, batch_size: int
-) -> None:
-    """Raises a UserError that names the first setting that can't be, or a model without experts."""
-    if not config.expert_layers:
-        raise UserError(
-            f"model {name!r}: this model has no experts, so there is no routing to read"
-        )
+def check_reading(subset: TokenSubset, *, generate_tokens: int, batch_size: int) -> None:
+    """Raises a UserError that names the first setting that can't be."""
     if generate_tokens < 0 or batch_size < 1:
         least = "generate must be at least 0" if generate_tokens < 0 else "batch_size at least 1"
         raise UserError(f"generate={generate_tokens}, batch_size={batch_size}: {least}")
@@ -166,135 +147,30 @@ def check_reading(
         )
 
 
-def tokenise(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], numbers: Iterable[int] | None = None
-) -> list[PromptTokens]:
-    """The prompts' texts as tokens, special ones that the tokenizer adds included.
-
-    Args:
-      tokenizer: the model's.
-      prompts: their texts.
-      numbers: what an error calls them; None: their places.
-
-    Raises:
-      UserError: the tokenizer can't take one (which, and what in it).
-    """
-    found = []
-    named = range(len(prompts)) if numbers is None else numbers
-    for number, prompt in zip(named, prompts, strict=True):
-        encoded = encode_text(tokenizer, prompt.text, f"prompt {number}")
-        offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
-        found.append(PromptTokens(np.asarray(encoded.ids, np.int32), prompt.text, offsets))
-    return found
+def _reading(reader: Reader, subset: TokenSubset, number: int, read: Read) -> Reading:
+    tokens, routing = read
+    where = subset.mask(tokens, special=reader.special, number=number)
+    pieces = token_pieces(tokens, reader.tokenizer)
+    before = len(tokens.ids) if tokens.prompt_length is None else tokens.prompt_length
+    return Reading(number, tokens.text or "", tokens.ids, pieces, before, where, *routing)
 
 
-def special_tokens(tokenizer: Tokenizer) -> set[int]:
-    """Ids that stand for no text: beginning and end, padding, roles of a chat."""
-    return {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-
-
-def with_generated(
-    prompt: PromptTokens, generation: Generation, tokenizer: Tokenizer
-) -> PromptTokens:
-    """The prompt's tokens and the new ones that were read (all but the last), with their text.
-
-    A character spread over several tokens belongs to the first of them.
-    """
-    if prompt.text is None or prompt.offsets is None:
-        raise ValueError("prompt has no text or no offsets")
-    before, new = prompt.ids.tolist(), generation.ids.tolist()
-    skipped = len(tokenizer.decode(before))
-    ends = [len(tokenizer.decode(before + new[:n])) - skipped for n in range(len(new) + 1)]
-    tail = tokenizer.decode(before + new)[skipped:]
-    # Bytes of an unfinished character may count as several until it is complete.
-    edges = np.minimum.accumulate(np.clip(ends, 0, len(tail))[::-1])[::-1] + len(prompt.text)
-    offsets = np.stack([edges[:-1], edges[1:]], axis=1)[:-1]
-    return PromptTokens(
-        np.concatenate([prompt.ids, generation.ids[:-1]]),
-        prompt.text + tail,
-        np.concatenate([prompt.offsets, offsets]),
-        prompt_length=len(before),
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _program(treedef: Any) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """Routing of models of one structure, compiled once per shape; see `generate`."""
-
-    @jax.jit
-    def routes(
-        leaves: list[jax.Array], ids_bs: jax.Array, where_bs: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        model = jax.tree.unflatten(treedef, leaves)
-        model.eval()
-        found = model(ids_bs, where_bs, last_only=True).routing
-        return found.expert, found.weight, found.probs
-
-    return routes
-
-
-def _forward(lm: PretrainedLM, rows: list[np.ndarray]) -> list[ReadRouting]:
-    """Token ids of several prompts -> their routings."""
-    leaves, treedef = jax.tree.flatten(lm.model)
-    s = -(-max(map(len, rows)) // _STRIDE) * _STRIDE
-    ids_bs, where_bs = np.zeros((len(rows), s), np.int32), np.zeros((len(rows), s), bool)
-    for b, row in enumerate(rows):
-        ids_bs[b, : len(row)], where_bs[b, : len(row)] = row, True
-    found = _program(treedef)(leaves, jnp.asarray(ids_bs), jnp.asarray(where_bs))
-    arrays = jax.device_get(found)
-    return [ReadRouting(*(a[b, : len(row)] for a in arrays)) for b, row in enumerate(rows)]
-
-
-class _Tick(NamedTuple):
+def _within(
+    tell: OnProgress | None, before: int, prompts: int, total: int, most: int
+) -> OnToken | None:
     """Tells the progress within a batch, token by token."""
-
-    tell: OnProgress
-    before: int
-    prompts: int
-    total: int
-
-    def at(self, share: float) -> None:
-        self.tell(self.before + share * self.prompts, self.total)
+    if tell is None:
+        return None
+    return lambda step, _: tell(before + step / most * prompts, total)
 
 
-def _generate(
-    lm: PretrainedLM, rows: list[np.ndarray], most: int, stop: str, tick: _Tick | None
-) -> list[Generation]:
-    return generate(
-        lm.model,
-        rows,
-        max_new_tokens=most,
-        stop_ids=lm.stop_ids,
-        stop_texts=[stop] if stop else [],
-        decode=lm.tokenizer.decode,
-        on_token=None if tick is None else lambda step, _: tick.at(step / most),
-    )
-
-
-def _known(routing: ReadRouting | None) -> ReadRouting:
-    if routing is None:
-        raise ValueError("the model gave no routing")
-    return routing
-
-
-def token_pieces(prompt: PromptTokens, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The text of each token; of one that stands for none its name."""
-    if prompt.text is None or prompt.offsets is None:
-        raise ValueError("prompt has no text or no offsets")
-    return tuple(
-        prompt.text[a:b] or tokenizer.id_to_token(int(i)) or f"[{i}]"
-        for i, (a, b) in zip(prompt.ids, prompt.offsets, strict=True)
-    )
-
-
-def _check_lengths(tokens: Sequence[PromptTokens], config: CausalConfig, more: int) -> None:
+def _check_lengths(tokens: Sequence[PromptTokens], most: int | None, more: int) -> None:
     for number, prompt in enumerate(tokens):
         length = len(prompt.ids)
         if not length:
             raise UserError(f"prompt {number}: the tokenizer makes no token of its text")
-        if length + more > config.max_length:
+        if most is not None and length + more > most:
             new = f" and {more} new ones" if more else ""
             raise UserError(
-                f"prompt {number} has {length} tokens{new}: more than the model's context of "
-                f"{config.max_length}"
+                f"prompt {number} has {length} tokens{new}: more than the model's context of {most}"
             )

@@ -11,22 +11,21 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.reading import Reading, special_tokens, token_pieces, tokenise
+from moe_jax.misrouting.reading import Reading
+from moe_jax.misrouting.reading_tokens import special_tokens, token_pieces, tokenise
 from moe_jax.misrouting.recorded import read_routes
 from moe_jax.misrouting.subsets import TokenSubset
-from moe_jax.models.causal_config import CausalConfig
 
 
-def read_recorded(file: str, config: CausalConfig, prompts: int) -> list[Int[np.ndarray, "t l k"]]:
+def read_recorded(file: str, model: ModelShape, prompts: int) -> list[Int[np.ndarray, "t l k"]]:
     """The routes of every prompt from an .npz file, one array each, in order.
 
     Raises:
       UserError: the file can't be read, holds another number of arrays, or one of them isn't the
         routing of a prompt by this model (`recorded.read_routes`).
     """
-    if config.experts is None:
-        raise ValueError("config has no experts")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = [arrays[name] for name in arrays.files]
@@ -38,9 +37,9 @@ def read_recorded(file: str, config: CausalConfig, prompts: int) -> list[Int[np.
     return [
         read_routes(
             a,
-            num_experts=config.experts.gate.num_experts,
-            num_layers=len(config.expert_layers),
-            k=config.experts.gate.k,
+            num_experts=model.num_experts,
+            num_layers=len(model.expert_layers),
+            k=model.k,
             name=f"routes {file}, prompt {i}",
         )
         for i, a in enumerate(found)

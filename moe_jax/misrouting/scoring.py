@@ -101,7 +101,7 @@ def score_options(
     """
     _check_batch(batch_size)
     config, n = model.config, len(contexts)
-    rows = [checked_ids(f"context {i}", c, config) for i, c in enumerate(contexts)]
+    rows = [checked_ids(f"context {i}", c, config.vocab_size) for i, c in enumerate(contexts)]
     answers = _checked_options(options, rows, config)
     masks = checked_masks("edit_where", edit_where, [len(r) for r in rows])
     for name, given in (("edit", edit), ("edit_options", edit_options)):
@@ -171,9 +171,9 @@ def score_text(
     config, n = model.config, len(contexts)
     if len(texts) != n:
         raise ValueError(f"texts has {len(texts)} texts for {n} contexts")
-    before = [checked_ids(f"context {i}", c, config) for i, c in enumerate(contexts)]
+    before = [checked_ids(f"context {i}", c, config.vocab_size) for i, c in enumerate(contexts)]
     after = [
-        checked_ids(f"text {i}", x, config) if len(x) else np.zeros(0, np.int32)
+        checked_ids(f"text {i}", x, config.vocab_size) if len(x) else np.zeros(0, np.int32)
         for i, x in enumerate(texts)
     ]
     rows = [np.concatenate(both) for both in zip(before, after, strict=True)]
@@ -245,7 +245,10 @@ def _checked_options(
                 "have as many"
             )
         found.append(
-            [checked_ids(f"option {o} of context {i}", y, config) for o, y in enumerate(mine)]
+            [
+                checked_ids(f"option {o} of context {i}", y, config.vocab_size)
+                for o, y in enumerate(mine)
+            ]
         )
         _check_room(
             f"context {i} and its longest option",

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.reading import OnProgress, read, tokenise
+from moe_jax.misrouting.reading import OnProgress, read
+from moe_jax.misrouting.reading_tokens import tokenise
 from moe_jax.misrouting.study import Selection
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.usage import usage

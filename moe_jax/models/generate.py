@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_lm import Cache, CausalLM, Output
 from moe_jax.models.generate_checks import (
@@ -27,6 +26,7 @@ from moe_jax.models.generate_checks import (
     checked_masks,
     checked_prompts,
 )
+from moe_jax.models.new_texts import NewTexts
 from moe_jax.models.rows import for_positions, padded, padded_masks, rounded
 from moe_jax.models.sampling import SamplingConfig, sample
 
@@ -127,7 +127,7 @@ def generate(
     """
     sampling = SamplingConfig() if sampling is None else sampling
     sampling.validate()
-    check_settings(model.config, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
+    check_settings(model.config.vocab_size, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
     rows = checked_prompts(prompts, model.config, max_new_tokens)
     for name, edit in (("edit_prompt", edit_prompt), ("edit_generated", edit_generated)):
         check_edit(name, edit, len(rows))
@@ -145,7 +145,7 @@ def generate(
         jnp.int32(sampling.top_k or 0),
         jnp.float32(sampling.top_p),
     )
-    texts = _Texts(rows, frozenset(stop_ids), tuple(stop_texts), decode)
+    texts = NewTexts("prompt", len(rows), frozenset(stop_ids), tuple(stop_texts), decode)
     out = prefill(leaves, ids_bs, where_bs, edit_prompt, on_bs, draw, slots)
     routings = []
     for number in range(max_new_tokens):
@@ -158,7 +158,8 @@ def generate(
             on_token(number, shown)
         if not texts.live.any():
             break
-    return _generations(texts, jax.device_get(routings), where_bs.shape[1])
+    lengths = [len(row) for row in rows]
+    return _generations(texts, lengths, jax.device_get(routings), where_bs.shape[1])
 
 
 class _Draw(NamedTuple):
@@ -246,73 +247,25 @@ def _drawn(out: Output, draw: _Draw, number: Array) -> _Step:
     return _Step(found.ids, found.logprob, routing, out.cache)
 
 
-class _Texts:
-    """New tokens of each prompt as they come, and which prompts are not done."""
-
-    def __init__(
-        self,
-        prompts: list[np.ndarray],
-        stop_ids: frozenset[int],
-        stop_texts: tuple[str, ...],
-        decode: Decode | None,
-    ):
-        self.prompts, self.stop_ids, self.stop_texts = prompts, stop_ids, stop_texts
-        self.decode = decode
-        self.ids: list[list[int]] = [[] for _ in prompts]
-        self.logprob: list[list[float]] = [[] for _ in prompts]
-        self.stopped_by: list[int | str | None] = [None for _ in prompts]
-        self.live = np.ones(len(prompts), bool)
-
-    def add(self, ids: np.ndarray, logprob: np.ndarray) -> np.ndarray:
-        """Take one token a row; returns them with -1 in rows that had stopped."""
-        shown = np.where(self.live, ids, -1)
-        for row in np.flatnonzero(self.live):
-            if not np.isfinite(logprob[row]):
-                raise UserError(
-                    f"the model's logits are not numbers after {len(self.ids[row])} new tokens of "
-                    f"prompt {row}: are its weights whole?"
-                )
-            self.ids[row].append(int(ids[row]))
-            self.logprob[row].append(float(logprob[row]))
-            self.stopped_by[row] = self._stop(self.ids[row])
-            self.live[row] = self.stopped_by[row] is None
-        return shown
-
-    def _stop(self, ids: list[int]) -> int | str | None:
-        if ids[-1] in self.stop_ids:
-            return ids[-1]
-        if self.stop_texts and self.decode is not None:
-            text = self.decode(ids)
-            return next((t for t in self.stop_texts if t in text), None)
-        return None
-
-
 def _generations(
-    texts: _Texts, routings: list[tuple[np.ndarray, ...] | None], length: int
+    texts: NewTexts,
+    prompt_lengths: Sequence[int],
+    routings: list[tuple[np.ndarray, ...] | None],
+    length: int,
 ) -> list[Generation]:
     """Cut what belongs to each prompt; `length` is the prompts' padded length."""
     found = []
     first, *rest = routings
     later = None if first is None or not rest else jax.tree.map(_joined, *rest)
-    for row, prompt in enumerate(texts.prompts):
-        pad, new = length - len(prompt), len(texts.ids[row])
+    for row, prompt_tokens in enumerate(prompt_lengths):
+        pad, new = length - prompt_tokens, len(texts.ids[row])
         mine = None
         if first is not None:
             parts = [[a[row, pad:]] for a in first]
             if later is not None:
                 parts = [[p, a[row, : new - 1]] for (p,), a in zip(parts, later, strict=True)]
             mine = ReadRouting(*(np.concatenate(p) for p in parts))
-        by = texts.stopped_by[row]
-        found.append(
-            Generation(
-                np.asarray(texts.ids[row], np.int32),
-                np.asarray(texts.logprob[row], np.float32),
-                "length" if by is None else "stop",
-                by,
-                len(prompt),
-                mine,
-            )
-        )
+        found.append(Generation(*texts.row(row), prompt_tokens, mine))
     return found
 
 

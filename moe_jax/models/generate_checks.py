@@ -15,7 +15,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def check_settings(
-    config: CausalConfig,
+    vocab_size: int,
     max_new_tokens: int,
     stop_ids: Collection[int],
     stop_texts: Sequence[str],
@@ -27,8 +27,8 @@ def check_settings(
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     for name, ids in (("stop_ids", stop_ids), ("pad_id", (pad_id,))):
         for i in ids:
-            if not 0 <= i < config.vocab_size:
-                raise UserError(f"{name}: {i} is not one of the ids 0 to {config.vocab_size - 1}")
+            if not 0 <= i < vocab_size:
+                raise UserError(f"{name}: {i} is not one of the ids 0 to {vocab_size - 1}")
     if isinstance(stop_texts, str):
         raise UserError(f"stop_texts={stop_texts!r} is one string; a list would be right")
     if "" in stop_texts:
@@ -43,7 +43,7 @@ def checked_prompts(
     """The prompts as arrays, or a UserError that names the first that the model can't read."""
     rows = []
     for i, prompt in enumerate(prompts):
-        row = checked_ids(f"prompt {i}", prompt, config)
+        row = checked_ids(f"prompt {i}", prompt, config.vocab_size)
         rows.append(row)
         if len(row) + max_new_tokens > config.max_length:
             raise UserError(
@@ -53,16 +53,16 @@ def checked_prompts(
     return rows
 
 
-def checked_ids(name: str, ids: Prompt, config: CausalConfig) -> Int[np.ndarray, " _"]:
+def checked_ids(name: str, ids: Prompt, vocab_size: int) -> Int[np.ndarray, " _"]:
     """Token ids, at least one, as an array; or a UserError that begins with `name`."""
     row = np.asarray(ids)
     if row.ndim == 1 and not len(row):
         raise UserError(f"{name} is empty; give it a token to start from")
     if row.ndim != 1 or row.dtype.kind not in "iu":
         raise UserError(f"{name} must be a sequence of token ids, whole numbers")
-    if not 0 <= row.min() <= row.max() < config.vocab_size:
-        wrong = row[(row < 0) | (row >= config.vocab_size)][0]
-        raise UserError(f"{name} has the id {wrong}; the model has 0 to {config.vocab_size - 1}")
+    if not 0 <= row.min() <= row.max() < vocab_size:
+        wrong = row[(row < 0) | (row >= vocab_size)][0]
+        raise UserError(f"{name} has the id {wrong}; the model has 0 to {vocab_size - 1}")
     return row
 
 

@@ -15,7 +15,7 @@ from moe_jax.misrouting.profile_files import read_profile
 from moe_jax.misrouting.prompts import Prompt, read_prompts, write_prompts
 from moe_jax.misrouting.reading import read
 from moe_jax.models.causal_pretrained import load_lm
-from tests.misrouting import small_lm
+from tests.misrouting import small_lm, small_switch_lm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,3 +195,20 @@ def test_gsm8k_as_a_script(gsm8k, tmp_path, capsys):
     assert [p.answer for p in read_prompts(tmp_path / "out")] == ["2000", "4"]
     assert gsm8k.main([str(tmp_path / "in"), str(tmp_path / "out"), "--levels=9"]) == 2
     assert "no prompt of the levels 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "stack"), [((), "encoder"), (("--generate=5", "--tokens=generated"), "decoder")]
+)
+def test_a_switch_transformer(given, tmp_path, capsys, more, stack):
+    folder = small_switch_lm.write(tmp_path / "switch")
+    more = ("--permutations=99", "--usage=selection", *more)
+    assert call(*flags((folder, given[1]), tmp_path / "run", *more)) == 0, capsys.readouterr().err
+    result = read_profile(tmp_path / "run")
+    assert result.model.name == f"{folder} ({stack})"
+    whole = result.usage.sum(axis=2)
+    if stack == "encoder":
+        assert (whole < 1).any(), "room for two tokens an expert, of 13 at least: some are dropped"
+    else:
+        np.testing.assert_allclose(whole, 1, rtol=1e-5)
+    assert stack in (tmp_path / "run" / "profile.html").read_text(encoding="utf-8")

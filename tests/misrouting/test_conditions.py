@@ -19,7 +19,8 @@ from moe_jax.misrouting.conditions import (
 )
 
 _GATE = GateConfig(num_experts=8, k=2)
-_NO_AMOUNT = [name for name in ON_EXPERTS + ON_LAYERS if name not in ("bias", "scale")]
+_WITH_AMOUNT = ("steer", "bias", "scale", "gumbel")
+_NO_AMOUNT = [name for name in ON_EXPERTS + ON_LAYERS if name not in _WITH_AMOUNT]
 
 
 @given(
@@ -28,7 +29,8 @@ _NO_AMOUNT = [name for name in ON_EXPERTS + ON_LAYERS if name not in ("bias", "s
     st.floats(-8, 8).map(lambda x: float(f"{x:g}")),
 )
 def test_a_spec_is_what_its_text_says(name, scope, amount):
-    spec = Spec(name, amount if name in ("bias", "scale") else math.nan, scope)
+    amount = {"gumbel": abs(amount) or 1.0, "steer": amount or 1.0}.get(name, amount)
+    spec = Spec(name, amount if name in _WITH_AMOUNT else math.nan, scope)
     got = parse_spec(str(spec))
     assert got[::2] == spec[::2]
     assert got.amount == spec.amount or (math.isnan(got.amount) and math.isnan(spec.amount))
@@ -37,6 +39,8 @@ def test_a_spec_is_what_its_text_says(name, scope, amount):
 def test_defaults_of_a_spec():
     assert parse_spec("scale") == Spec("scale", 0.5, "all")
     assert parse_spec("bias@answer") == Spec("bias", 2.0, "answer")
+    assert parse_spec("steer@prompt") == Spec("steer", -0.01, "prompt")
+    assert parse_spec("gumbel") == Spec("gumbel", 1.0, "all")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,8 @@ def test_defaults_of_a_spec():
         ("scale=nan", "'nan' is not a number"),
         ("scale=", "'' is not a number"),
         ("zero=1", "zero takes no amount"),
+        ("steer=0", "the amount must not be 0"),
+        ("gumbel=-1", "the temperature must be above 0"),
         ("", "intervention ''"),
     ],
 )
@@ -72,6 +78,7 @@ def _target(*cells: tuple[int, int]) -> np.ndarray:
         ("force", "force", True),
         ("bias", "bias", 0.25),
         ("scale", "scale", 0.25),
+        ("steer", "steer", 0.25),
     ],
 )
 def test_an_edit_acts_on_the_target_and_nothing_else(name, leaf, value):
@@ -87,11 +94,21 @@ def test_an_edit_acts_on_the_target_and_nothing_else(name, leaf, value):
             np.testing.assert_array_equal(mine, plain)
 
 
-@pytest.mark.parametrize(("name", "leaf"), [("random", "random_k"), ("rank_shift", "rank_shift")])
+@pytest.mark.parametrize(
+    ("name", "leaf"), [("random", "random_k"), ("rank_shift", "rank_shift"), ("gumbel", "gumbel")]
+)
 def test_an_edit_of_layers_acts_where_experts_are_selected(name, leaf):
-    edit = make_edit(_GATE, Spec(name, math.nan, "all"), _target((0, 1), (2, 5)), seed=0)
+    edit = make_edit(_GATE, Spec(name, 1.0, "all"), _target((0, 1), (2, 5)), seed=0)
     on = np.asarray(getattr(edit, leaf))[:, 0].astype(bool)
     np.testing.assert_array_equal(on, [True, False, True])
+
+
+def test_steering_below_and_above():
+    down, up = (
+        make_edit(_GATE, Spec("steer", amount, "all"), _target((0, 1)), seed=0).steer[0, 0, 1]
+        for amount in (-0.5, 0.5)
+    )
+    assert (float(down), float(up)) == (-0.5, 0.5)
 
 
 def test_interventions_that_would_do_nothing_are_refused():

@@ -83,7 +83,7 @@ def zero_doses(config):
         "exclude": iv.exclude(config, EMPTY),
         "zero": iv.zero(config, EMPTY),
         "force": iv.force(config, EMPTY),
-        "steer": iv.steer(config, Z, forced=EMPTY, suppressed=EMPTY),
+        "steer": iv.steer(config, forced=EMPTY, suppressed=EMPTY),
         "bias": iv.bias(config, TARGET, 0.0),
         "bias of nobody": iv.bias(config, EMPTY, 3.0),
         "scale": iv.scale(config, TARGET, 1.0),
@@ -92,7 +92,7 @@ def zero_doses(config):
         "rank_shift": iv.rank_shift(config, NONE),
         "rank_shift by 0": iv.rank_shift(config, ALL, shift=0),
         "permute": iv.permute(config, EMPTY, seed=0),
-        "gumbel": iv.gumbel(config, Z, 0.0, seed=0),
+        "gumbel": iv.gumbel(config, ALL, 0.0, seed=0),
         "donor": iv.donor(config, kept, np.full(T, -1)),
         "top_1": iv.top_1(config, NONE),
         "replay": iv.replay(config, kept),
@@ -106,13 +106,13 @@ def doses(config):
         "exclude": iv.exclude(config, TARGET),
         "zero": iv.zero(config, TARGET),
         "force": iv.force(config, TARGET),
-        "steer": iv.steer(config, Z, forced=TARGET, suppressed=EMPTY),
+        "steer": iv.steer(config, forced=TARGET, suppressed=EMPTY),
         "bias": iv.bias(config, TARGET, 2.0),
         "scale": iv.scale(config, TARGET, 0.5),
         "random": iv.random(config, ALL, seed=1),
         "rank_shift": iv.rank_shift(config, ALL),
         "permute": iv.permute(config, TARGET, seed=0),
-        "gumbel": iv.gumbel(config, Z, 5.0, seed=0),
+        "gumbel": iv.gumbel(config, ALL, 5.0, seed=0),
         "donor": iv.donor(config, recorded, np.arange(T)),
         "top_1": iv.top_1(config, ALL),
         "replay": iv.replay(config, recorded, weight=np.full(recorded.shape, 0.25)),
@@ -158,13 +158,13 @@ def test_the_tokens_argument_is_that_scope():
         iv.exclude(PLAIN, TARGET, tokens=SCOPE),
         iv.zero(PLAIN, TARGET, tokens=SCOPE),
         iv.force(PLAIN, TARGET, tokens=SCOPE),
-        iv.steer(PLAIN, Z, forced=TARGET, suppressed=EMPTY, tokens=SCOPE),
+        iv.steer(PLAIN, forced=TARGET, suppressed=EMPTY, tokens=SCOPE),
         iv.bias(PLAIN, TARGET, 1.0, tokens=SCOPE),
         iv.scale(PLAIN, TARGET, 2.0, tokens=SCOPE),
         iv.random(PLAIN, ALL, seed=0, tokens=SCOPE),
         iv.rank_shift(PLAIN, ALL, tokens=SCOPE),
         iv.permute(PLAIN, TARGET, seed=0, tokens=SCOPE),
-        iv.gumbel(PLAIN, Z, 1.0, seed=0, tokens=SCOPE),
+        iv.gumbel(PLAIN, ALL, 1.0, seed=0, tokens=SCOPE),
         iv.donor(PLAIN, kept, np.arange(T), tokens=SCOPE),
         iv.top_1(PLAIN, ALL, tokens=SCOPE),
         iv.replay(PLAIN, kept, tokens=SCOPE),
@@ -250,7 +250,7 @@ def test_force():
 def test_steer_is_a_ceiling_and_a_floor():
     forced, down = EMPTY.copy(), EMPTY.copy()
     forced[0, 3], forced[1, [0, 5]], down[0, [6, 7]], down[2, :7] = True, True, True, True
-    expert, weight, probs = run(iv.steer(PLAIN, Z, forced=forced, suppressed=down))
+    expert, weight, probs = run(iv.steer(PLAIN, forced=forced, suppressed=down))
     s = np.log(softmax(Z))
     for t, m in itertools.product(range(T), range(L)):
         s[t, m], row = np.where(forced[m], s[t, m].max() + 0.01, s[t, m]), s[t, m].copy()
@@ -330,8 +330,9 @@ def test_permute_moves_the_whole_target_and_nothing_else(seed):
 def test_gumbel_samples_without_replacement():
     """The first draw has the softmax's probabilities, and so has the pair Plackett and Luce's."""
     z = np.repeat(Z[:1, :1], 4_000, axis=0)
+    one = np.ones(1, bool)
     for temperature in (0.5, 2.0):
-        expert, weight, _ = run(iv.gumbel(PLAIN, z, temperature, seed=0), z=z)
+        expert, weight, _ = run(iv.gumbel(PLAIN, one, temperature, seed=0), z=z)
         p = softmax(z[0, 0] / temperature)
         seen = np.zeros((E, E))
         np.add.at(seen, (expert[:, 0, 0], expert[:, 0, 1]), 1)
@@ -341,13 +342,25 @@ def test_gumbel_samples_without_replacement():
         assert not seen[~off].any()
         assert stats.chisquare(seen[off], want[off] / want.sum() * 4_000).pvalue > 1e-3
         np.testing.assert_allclose(weight, take(softmax(z), expert), rtol=1e-5)
-    cold = run(iv.gumbel(PLAIN, Z, 1e-6, seed=0))[0]
+    cold = run(iv.gumbel(PLAIN, ALL, 1e-6, seed=0))[0]
     np.testing.assert_array_equal(cold[1:], run(None)[0][1:])
 
 
+def test_gumbel_is_of_the_layers_and_the_seed():
+    got, again, other = (run(iv.gumbel(PLAIN, ALL, 3.0, seed=s))[0] for s in (0, 0, 1))
+    np.testing.assert_array_equal(got, again)
+    assert (got != other).any()
+    first = run(iv.gumbel(PLAIN, np.arange(L) == 0, 3.0, seed=0))[0]
+    np.testing.assert_array_equal(first[:, 0], got[:, 0])
+    np.testing.assert_array_equal(first[:, 1:], run(None)[0][:, 1:])
+    same = np.repeat(Z[:, :1], L, axis=1)
+    drawn = run(iv.gumbel(PLAIN, ALL, 3.0, seed=0), z=same)[0]
+    assert (drawn[:, 0] != drawn[:, 1]).any(), "noise of its own in each layer"
+
+
 def test_gumbel_never_draws_what_is_not_available():
-    scores = np.where(np.arange(E) < 7, -np.inf, Z)
-    expert, weight, _ = run(iv.gumbel(PLAIN, scores, 3.0, seed=0))
+    z = np.where(np.arange(E) < 7, -np.inf, Z)
+    expert, weight, _ = run(iv.gumbel(PLAIN, ALL, 3.0, seed=0), z=z)
     assert (expert == [7, E]).all()
     assert not weight[..., 1].any()
 
@@ -539,14 +552,16 @@ ROUTES = np.zeros((T, L, K), int) + [0, 1]
             lambda: iv.permute(PLAIN, TARGET & (np.arange(E) < 2), seed=0),
             "layer 0: the target has one",
         ),
-        (lambda: iv.gumbel(PLAIN, Z, -1.0, seed=0), "temperature=-1.0 must be a number >= 0"),
-        (lambda: iv.gumbel(PLAIN, Z * np.nan, 1.0, seed=0), "scores hold NaN"),
+        (lambda: iv.gumbel(PLAIN, ALL, -1.0, seed=0), "temperature=-1.0 must be a number >= 0"),
         (
-            lambda: iv.gumbel(GateConfig(num_experts=E, k=K, choice="expert"), Z, 1.0, seed=0),
+            lambda: iv.gumbel(GateConfig(num_experts=E, k=K, choice="expert"), ALL, 1.0, seed=0),
             "here experts choose",
         ),
-        (lambda: iv.steer(PLAIN, Z, forced=TARGET, suppressed=TARGET), "share an expert"),
-        (lambda: iv.steer(PLAIN, Z - np.inf, forced=TARGET, suppressed=EMPTY), "must be finite"),
+        (lambda: iv.steer(PLAIN, forced=TARGET, suppressed=TARGET), "share an expert"),
+        (
+            lambda: iv.steer(PLAIN, forced=TARGET, suppressed=EMPTY, margin=0.0),
+            "margin=0.0 must be",
+        ),
         (lambda: iv.replay(PLAIN, ROUTES[..., :1]), "expert has 1 slots, the gate has 2"),
         (lambda: iv.replay(PLAIN, ROUTES + E), "expert holds 8..9: ids go from 0 to 7"),
         (

@@ -6,15 +6,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.reading import ReadingProgress, read, tokenise, with_generated
+from moe_jax.misrouting.reading import ReadingProgress, read
+from moe_jax.misrouting.reading_tokens import tokenise, with_generated
 from moe_jax.misrouting.recorded_readings import read_recorded, recorded
 from moe_jax.misrouting.subsets import TokenSubset
 from moe_jax.models.causal_pretrained import load_lm
-from moe_jax.models.generate import Generation, generate
+from moe_jax.models.generate import generate
 from tests.misrouting import small_lm
 
 TEXTS = ["1+2=\n", "33+4-5=\n", "9-9=\n", "Answer: 7", "12+34+5=\n"]
+SHAPE = ModelShape("small", (0, 1), 8, 3)
 PROMPTS = [Prompt(text, float(i % 2), "") for i, text in enumerate(TEXTS)]
 
 
@@ -83,8 +86,7 @@ def test_a_character_of_several_tokens_is_the_first_ones():
     byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte.decoder = decoders.ByteLevel()
     (prompt,) = tokenise(byte, [Prompt("a", 1.0, "")])
-    new = Generation(np.array([1, 2, 3, 0], np.int32), np.zeros(4), "length", None, 1, None)
-    whole = with_generated(prompt, new, byte)
+    whole = with_generated(prompt, np.array([1, 2, 3, 0], np.int32), byte)
     assert whole.text == "aéba"
     assert whole.ids.tolist() == [0, 1, 2, 3]
     assert [whole.text[a:b] for a, b in whole.offsets] == ["a", "é", "", "b"]
@@ -158,7 +160,7 @@ def test_recorded_routes_are_read_as_the_models_own(lm, tmp_path):
     mine = by_number(read(lm, PROMPTS))
     file = tmp_path / "routes.npz"
     np.savez(file, *(r.expert if i % 2 else r.expert[:-1] for i, r in enumerate(mine)))
-    routes = read_recorded(str(file), lm.config, 5)
+    routes = read_recorded(str(file), SHAPE, 5)
     for own, r in zip(mine, recorded(routes, lm.tokenizer, PROMPTS), strict=True):
         n = len(r.ids)
         assert n == len(own.ids) - (1 - own.number % 2)
@@ -173,13 +175,13 @@ def test_routes_that_do_not_fit(lm, tmp_path):
     with pytest.raises(UserError, match="routes of 1 prompts, and 5 prompts"):
         list(recorded([mine[0].expert], lm.tokenizer, PROMPTS))
     with pytest.raises(UserError, match=r"can't be read as \.npz"):
-        read_recorded(str(tmp_path / "none.npz"), lm.config, 5)
+        read_recorded(str(tmp_path / "none.npz"), SHAPE, 5)
     np.save(tmp_path / "one.npy", mine[0].expert)
     with pytest.raises(UserError, match=r"can't be read as \.npz"):
-        read_recorded(str(tmp_path / "one.npy"), lm.config, 5)
+        read_recorded(str(tmp_path / "one.npy"), SHAPE, 5)
     np.savez(tmp_path / "two.npz", mine[0].expert, mine[1].expert)
     with pytest.raises(UserError, match="holds 2 arrays for 5 prompts"):
-        read_recorded(str(tmp_path / "two.npz"), lm.config, 5)
+        read_recorded(str(tmp_path / "two.npz"), SHAPE, 5)
     np.savez(tmp_path / "wide.npz", mine[0].expert + 8)
     with pytest.raises(UserError, match="prompt 0: token 0, layer 0 has expert"):
-        read_recorded(str(tmp_path / "wide.npz"), lm.config, 1)
+        read_recorded(str(tmp_path / "wide.npz"), SHAPE, 1)
