@@ -11,7 +11,8 @@ Flags:
                       experts, on the prompts that had no part in selecting them
   --experts=L:E,...   or experts named by hand, such as 1:0,1:3 (layer of the model:expert), on
                       all prompts
-  --interventions=... with commas between (default {interventions}):
+  --interventions=... with commas between (default
+                      {interventions}):
                       on the experts suppress, exclude, zero, force, steer=-0.01 (below all other
                       logits; 0.01: above), bias=2, scale=0.5, permute; on all tokens of their
                       layers random, rank_shift, gumbel=1 (noise of that temperature), top_1; each

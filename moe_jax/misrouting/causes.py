@@ -156,7 +156,8 @@ def zero_dose_record(
     }
     edits["bias=0"] = interventions.bias(_gate(lm), every, 0.0)
     edits["scale=1"] = interventions.scale(_gate(lm), every, 1.0)
-    edits["gumbel=0"] = interventions.gumbel(_gate(lm), every.any(axis=1), 0.0, seed=config.seed)
+    layers = np.ones(shape[0], bool)
+    edits["gumbel=0"] = interventions.gumbel(_gate(lm), layers, 0.0, seed=config.seed)
     same = {}
     for name, edit in edits.items():
         now = read_texts(lm, some, edit, "all", config)

@@ -27,6 +27,7 @@ ON_LAYERS = ("random", "rank_shift", "gumbel", "top_1")
 _AMOUNTS = {"steer": -0.01, "bias": 2.0, "scale": 0.5, "gumbel": 1.0}
 """Defaults of those that take an amount."""
 BASE = "base"
+_ENOUGH_SETS = 19
 
 
 class Spec(NamedTuple):
@@ -206,15 +207,16 @@ def _other_sets(
 def _finest(
     target: Target, usage: Float[np.ndarray, "l e"], *, controls: int, seed: int
 ) -> Bool[np.ndarray, "n l e"]:
-    """Sets matched by deciles of usage, or by the finest coarser groups that have enough experts.
+    """Sets matched by deciles of usage, or by the finest coarser groups that give enough sets.
 
-    Enough: groups in which each expert of the target has another choice besides one.
+    Enough: so many different ones that p = 1 / (sets + 1) can be 0.05 or less. Where none are, the
+    experts of a layer are one group, which gives the most there are.
     """
     for bins in range(10, 1, -1):
         try:
             drawn = matched_controls(target, usage, seed=seed, number=controls, bins=bins)
         except ValueError:
             continue
-        if len(np.unique(drawn.reshape(controls, -1), axis=0)) >= min(controls, 6):
+        if len(np.unique(drawn.reshape(controls, -1), axis=0)) >= _ENOUGH_SETS:
             return drawn
     return matched_controls(target, usage, seed=seed, number=controls, bins=1)

@@ -25,7 +25,15 @@ class StudyConfig:
       seed: of everything that is drawn.
     """
 
-    interventions: tuple[str, ...] = ("suppress", "zero", "scale=0.5", "random", "rank_shift")
+    interventions: tuple[str, ...] = (
+        "suppress",
+        "suppress@answer",
+        "zero",
+        "scale=0.5",
+        "random",
+        "gumbel",
+        "rank_shift",
+    )
     controls: int = 20
     delimiter: str = "Answer:"
     max_new_tokens: int = 256

@@ -250,7 +250,7 @@ def test_help_names_every_flag_and_default(capsys):
     fields = [field.name for field in dataclasses.fields(StudyConfig)]
     for name in (*script._NEEDED, *script._OPTIONAL, *fields):
         assert f"--{name}=" in text
-    assert "suppress,zero,scale=0.5,random,rank_shift" in text
+    assert ",".join(StudyConfig().interventions) in "".join(text.split())
     assert "(default \\n)" in " ".join(text.split())
     for name in fields:
         assert f"{{{name}}}" not in text

@@ -201,7 +201,7 @@ def test_gsm8k_as_a_script(gsm8k, tmp_path, capsys):
     ("more", "stack"), [((), "encoder"), (("--generate=5", "--tokens=generated"), "decoder")]
 )
 def test_a_switch_transformer(given, tmp_path, capsys, more, stack):
-    folder = small_switch_lm.write(tmp_path / "switch")
+    folder = small_switch_lm.write(tmp_path / "switch", seed=3)
     more = ("--permutations=99", "--usage=selection", *more)
     assert call(*flags((folder, given[1]), tmp_path / "run", *more)) == 0, capsys.readouterr().err
     result = read_profile(tmp_path / "run")

@@ -89,7 +89,7 @@ def test_the_four_runs_of_mediation(lm):
 
 def test_dose_zero_is_bitwise_no_edit(lm):
     same = causes.zero_dose_record(lm, _TEXTS, _CONFIG)["same"]
-    assert set(same) == {*ON_EXPERTS, "bias=0", "scale=1"}
+    assert set(same) == {*ON_EXPERTS, "bias=0", "scale=1", "gumbel=0"}
     assert all(same.values())
 
 

@@ -160,6 +160,18 @@ def test_experts_get_their_opposite_and_matched_sets_layers_don_t():
     assert len({c.scope for c in found if c.spec == "zero@answer"} | {"answer"}) == 1
 
 
+def test_sets_are_matched_as_finely_as_leaves_enough_of_them():
+    """One of 8 in each of 3 layers: halves leave 3 ** 3 = 27 sets, thirds at most 2 ** 3 = 8.
+
+    p = 1 / (sets + 1) is to reach 0.05, so it is halves.
+    """
+    found = _conditions("zero", target=_target((0, 1), (1, 6), (2, 3)))
+    sets = [c.target for c in found if c.is_control]
+    assert len({one.tobytes() for one in sets}) == 20
+    for one in sets:
+        np.testing.assert_array_equal(np.argmax(one, axis=1) // 4, [0, 1, 0])
+
+
 def test_no_controls_if_none_are_asked_for():
     assert [c.experts for c in _conditions("zero", controls=0)] == [BASE, "selected", "opposite"]
 
