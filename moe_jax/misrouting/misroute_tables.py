@@ -1,13 +1,14 @@
 """The tables of the page about a Stage 2 study. Each gives its content, some their lead as well."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from moe_jax.misrouting.conditions import ON_LAYERS, parse_spec
+from moe_jax.misrouting.conditions import ON_LAYERS
 from moe_jax.misrouting.measures import ACCURACY, HEADLINE, OF_THE_BASE_RUN
 from moe_jax.misrouting.misroute_words import (
     BEYOND,
@@ -268,7 +269,7 @@ def _name(row: Row, between: str = "") -> Cell:
     """Intervention and experts, on two lines unless something is to stand between them."""
     spec = one_line(short_spec(row.spec))
     on = f"{row.experts} experts"
-    if parse_spec(row.spec).name in ON_LAYERS:
+    if re.split("[=@]", row.spec)[0] in ON_LAYERS:
         on = "their layers"
     form = "{}" + (between or "<br>") + "<small>{}</small>"
     return Cell(Markup(form).format(spec, one_line(on)), f"{spec}, {row.experts}")

@@ -219,3 +219,9 @@ def test_summary_in_the_terminal():
     assert "cannot tell them apart" in printed(made_study.study(measures=blind))
     unknown = made_study.measures(truth={})
     assert "--planted_ignores" in printed(made_study.study(measures=unknown))
+
+
+def test_an_intervention_with_an_amount_is_of_its_layers_too():
+    spec, name = "gumbel=2@answer", misroute_tables._name(made_study.row("gumbel=2@answer"))
+    assert name.html == f"{spec}<br><small>their layers</small>"
+    assert "selected experts" in misroute_tables._name(made_study.row("scale=2@all")).html
