@@ -1,5 +1,6 @@
 """How far a study is, on stderr, and what Ctrl-C says."""
 
+import collections
 import contextlib
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from moe_jax.training.interrupt import Interrupted
 
 _EVERY = 10.0  # seconds between lines where lines can't be rewritten
+_FEWEST, _RECENT = 3, 8  # runs that time left is estimated from: the first ones compile programs
 
 
 class Stopped(Interrupted):
@@ -34,7 +36,8 @@ class StudyProgress:
     def __init__(self, done: int):
         """`done`: runs that an earlier start did."""
         self.done, self.total = done, 0
-        self._before, self._began, self._last = done, time.monotonic(), -_EVERY
+        self._before, self._last = done, -_EVERY
+        self._starts: collections.deque[float] = collections.deque(maxlen=_RECENT + 1)
         self._open = False
 
     def __call__(self, number: int, total: int, name: str) -> None:
@@ -45,13 +48,14 @@ class StudyProgress:
         elif not first:
             self.done = min(self.done + 1, total)
         now, terminal = time.monotonic(), sys.stderr.isatty()
+        self._starts.append(now)
         if number >= total:
             self.close()
             return
         if not terminal and now - self._last < _EVERY:
             return
         self._last = now
-        line = f"run {self.done + 1} of {total}: {name}{self._left(now)}"
+        line = f"run {self.done + 1} of {total}: {name}{self._left()}"
         if terminal:
             print(f"\r{line[:100]:<100}", end="", file=sys.stderr, flush=True)
             self._open = True
@@ -70,11 +74,11 @@ class StudyProgress:
         else:
             print(f"going on: {self._before} of {total} runs were done", file=sys.stderr)
 
-    def _left(self, now: float) -> str:
-        mine = self.done - self._before
-        if not mine:
+    def _left(self) -> str:
+        runs = len(self._starts) - 1
+        if runs < _FEWEST:
             return ""
-        seconds = (now - self._began) / mine * (self.total - self.done)
+        seconds = (self._starts[-1] - self._starts[0]) / runs * (self.total - self.done)
         return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"
 
 

@@ -1,39 +1,19 @@
-"""Names of the tensors of Hugging Face's causal language models, and what they are called here.
-
-A parameter of ours is one tensor of theirs, transposed where it is a Linear's matrix (theirs are
-[out, in]), or a stack of them, one of each expert.
-"""
+"""Names of the tensors of Hugging Face's causal language models, and what they are called here."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from moe_jax.errors import UserError
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_families import FfnNames
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.hub_tensors import Path, Source, check_names, from_tensors, to_tensors
 
-Path = tuple[Any, ...]
 # Constants that older files carry; they are computed here.
 _BUFFERS = ("rotary_emb.inv_freq",)
-
-
-class Source(NamedTuple):
-    """What a parameter is made of.
-
-    Attributes:
-      names: their tensors: one, or one of each expert.
-      form: "as is", "matrix" (transposed) or "row" (theirs is [1, d]).
-      stacked: the parameter has a leading axis of experts.
-    """
-
-    names: tuple[str, ...]
-    form: str = "as is"
-    stacked: bool = False
 
 
 def sources(config: CausalConfig, names: FfnNames) -> dict[Path, Source]:
@@ -123,52 +103,12 @@ def build(
     """
     table = sources(config, names)
     wanted = {name for source in table.values() for name in source.names}
+    there = {name for name in found if not name.endswith(_BUFFERS)}
     # Tied models may carry the output layer all the same.
-    ignored = {"lm_head.weight"} if config.tie_embeddings else set()
-    found = {name for name in found if not name.endswith(_BUFFERS)} - ignored
-    for what, which in (
-        ("lacks tensors that its config calls for", wanted - found),
-        ("has tensors that its config does not describe", found - wanted),
-    ):
-        if which:
-            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-            raise UserError(f"{where} {what}: {', '.join(sorted(which)[:3])}{more}")
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0))))
-    leaves = []
-    for path, leaf in nnx.to_flat_state(state):
-        full = bool(leaf.get_metadata().get("full_precision", False))
-        dtype = jnp.dtype(jnp.float32 if full else param_dtype)
-        value = _value(table[path], leaf.shape, read, where, dtype)
-        leaves.append((path, leaf.replace(jnp.asarray(value))))
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
-
-
-def _value(
-    source: Source,
-    shape: tuple[int, ...],
-    read: Callable[[str], np.ndarray],
-    where: str,
-    dtype: np.dtype,
-) -> np.ndarray:
-    """One parameter from its tensors, which are read one after the other."""
-    value = np.empty(shape, dtype)
-    each = value if source.stacked else value[None]
-    for i, name in enumerate(source.names):
-        part = np.asarray(read(name))
-        theirs = _theirs(source.form, each.shape[1:])
-        if part.shape != theirs:
-            raise UserError(f"{where}: {name} has shape {part.shape}, its config asks for {theirs}")
-        each[i] = _turned(source.form, part).astype(dtype)
-    return value
-
-
-def _theirs(form: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return {"matrix": shape[::-1], "row": (1, *shape), "as is": shape}[form]
-
-
-def _turned(form: str, part: np.ndarray) -> np.ndarray:
-    """Theirs as ours."""
-    return {"matrix": part.T, "row": part.reshape(-1), "as is": part}[form]
+    check_names(wanted, there, where, ignored=["lm_head.weight"] if config.tie_embeddings else [])
+    return from_tensors(
+        lambda: CausalLM(config, rngs=nnx.Rngs(0)), table, read, where, param_dtype=param_dtype
+    )
 
 
 def tensors(model: CausalLM, names: FfnNames) -> Iterator[tuple[str, np.ndarray]]:
@@ -178,13 +118,4 @@ def tensors(model: CausalLM, names: FfnNames) -> Iterator[tuple[str, np.ndarray]
       model: any.
       names: of the feed-forward tensors.
     """
-    table = sources(model.config, names)
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        source, value = table[path], np.asarray(leaf[...])
-        for name, part in zip(source.names, value if source.stacked else value[None], strict=True):
-            yield name, _back(source.form, part)
-
-
-def _back(form: str, part: np.ndarray) -> np.ndarray:
-    """Ours as theirs."""
-    return {"matrix": part.T, "row": part[None], "as is": part}[form]
+    return to_tensors(model, sources(model.config, names))

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
-from moe_jax.models.causal_weights import Path, Source
+from moe_jax.models.hub_tensors import Path, Source, check_names, from_tensors, to_tensors
 from moe_jax.models.switch import SwitchTransformer
 from moe_jax.models.switch_config import SwitchConfig
 
@@ -96,26 +96,19 @@ def build(
     found = set(found)
     table = sources(config)
     renamed = _tables(config, found, read, where)
-    wanted = {renamed.get(name, name) for source in table.values() for name in source.names}
-    for what, which in (
-        ("lacks tensors that its config calls for", wanted - found),
-        (
-            "has tensors that its config does not describe",
-            found - wanted - {SHARED, _ENCODER, _DECODER, _OUT},
-        ),
-    ):
-        if which:
-            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-            raise UserError(f"{where} {what}: {', '.join(sorted(which)[:3])}{more}")
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: SwitchTransformer(config, rngs=nnx.Rngs(0))))
-    leaves = []
-    for path, leaf in nnx.to_flat_state(state):
-        full = bool(leaf.get_metadata().get("full_precision", False))
-        dtype = jnp.dtype(jnp.float32 if full else param_dtype)
-        source = table[path]._replace(names=tuple(renamed.get(n, n) for n in table[path].names))
-        value = _value(source, leaf.shape, read, where, dtype)
-        leaves.append((path, leaf.replace(jnp.asarray(value))))
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+    table = {
+        path: source._replace(names=tuple(renamed.get(n, n) for n in source.names))
+        for path, source in table.items()
+    }
+    wanted = {name for source in table.values() for name in source.names}
+    check_names(wanted, found, where, ignored=(SHARED, _ENCODER, _DECODER, _OUT))
+    return from_tensors(
+        lambda: SwitchTransformer(config, rngs=nnx.Rngs(0)),
+        table,
+        read,
+        where,
+        param_dtype=param_dtype,
+    )
 
 
 def _tables(
@@ -139,40 +132,13 @@ def _tables(
     return {SHARED: there[0]} if there else {}
 
 
-def _value(
-    source: Source,
-    shape: tuple[int, ...],
-    read: Callable[[str], np.ndarray],
-    where: str,
-    dtype: np.dtype,
-) -> np.ndarray:
-    """One parameter from its tensors, which are read one after the other."""
-    value = np.empty(shape, dtype)
-    each = value if source.stacked else value[None]
-    theirs = each.shape[:0:-1] if source.form == "matrix" else each.shape[1:]
-    for i, name in enumerate(source.names):
-        part = np.asarray(read(name))
-        if part.shape != theirs:
-            raise UserError(f"{where}: {name} has shape {part.shape}, its config asks for {theirs}")
-        each[i] = _turned(source, part).astype(dtype)
-    return value
-
-
-def _turned(source: Source, part: np.ndarray) -> np.ndarray:
-    """Theirs as ours, and back: a Linear's matrix is [out, in] there."""
-    return part.T if source.form == "matrix" else part
-
-
 def tensors(model: SwitchTransformer) -> Iterator[tuple[str, np.ndarray]]:
     """The model's parameters as their tensors, by name, one after the other.
 
     Untied models have the encoder's table a second time as "shared", which transformers asks for
     and does not use.
     """
-    table = sources(model.config)
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        source, value = table[path], np.asarray(leaf[...])
-        for name, part in zip(source.names, value if source.stacked else value[None], strict=True):
-            yield name, _turned(source, part)
-            if name == _ENCODER:
-                yield SHARED, part
+    for name, part in to_tensors(model, sources(model.config)):
+        yield name, part
+        if name == _ENCODER:
+            yield SHARED, part

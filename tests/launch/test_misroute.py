@@ -262,28 +262,33 @@ def test_texts_of_flags_and_fields_are_each_others():
 
 
 def test_progress_rewrites_a_line_on_a_terminal(monkeypatch, capsys):
-    now = iter([0.0, 0.0, 50.0, 100.0, 150.0])
+    now = iter([0.0, 50.0, 100.0, 150.0, 200.0, 250.0])
     monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = study_progress.StudyProgress(2)
-    for number, name in ((2, "a"), (3, "b"), (4, "c")):
-        progress(number, 5, name)
-    progress(5, 5, "")
+    for number, name in ((2, "a"), (3, "b"), (4, "c"), (5, "d"), (6, "e")):
+        progress(number, 7, name)
+    progress(7, 7, "")
     lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines()]
     assert [line for line in lines if line] == [
-        "going on: 2 of 5 runs were done",
-        *("run 3 of 5: a", "run 4 of 5: b, 100 s left", "run 5 of 5: c, 50 s left"),
+        "going on: 2 of 7 runs were done",
+        *("run 3 of 7: a", "run 4 of 7: b", "run 5 of 7: c"),
+        *("run 6 of 7: d, 100 s left", "run 7 of 7: e, 50 s left"),
     ]
-    assert progress.done == 5
+    assert progress.done == 7
 
 
 def test_progress_elsewhere_every_ten_seconds(monkeypatch, capsys):
-    now = iter([0.0, 1.0, 2.0, 12.0, 14.0])
+    # The first run takes long (it compiles); the last eight take 6 s each.
+    now = iter([0.0, 300.0, *(306.0 + 6 * i for i in range(10))])
     monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
     progress = study_progress.StudyProgress(0)
-    for number in range(3):
+    for number in range(12):
         progress(number, 900, f"run-{number}")
-    assert capsys.readouterr().err.splitlines() == [
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
         "run 1 of 900: run-0",
-        "run 3 of 900: run-2, 90 min left",
+        "run 2 of 900: run-1",
+        "run 4 of 900: run-3, 1555 min left",
     ]
+    assert lines[-1] == "run 12 of 900: run-11, 89 min left"
