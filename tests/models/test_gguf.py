@@ -279,8 +279,8 @@ def test_tokens_before_and_after_a_text_and_a_second_stop(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model='llama' is not covered"),
-        ({"tokenizer.ggml.pre": "tekken"}, "pre='tekken' is not covered, only gpt-2, smollm"),
+        ({"tokenizer.ggml.model": "bert"}, "model='bert' is not covered, only 'gpt2' and 'llama'"),
+        ({"tokenizer.ggml.pre": "tekken"}, "pre='tekken' is not covered, only gpt-2, smollm, olmo"),
         ({"tokenizer.ggml.merges": ["a q"]}, "no tokenizer can be made of tokenizer.ggml.merges"),
         ({"tokenizer.ggml.merges": ["a b c"]}, "which is not two tokens"),
         ({"tokenizer.ggml.merges": [1, 2]}, "which is not two tokens"),
@@ -298,7 +298,9 @@ def test_tokens_before_and_after_a_text_and_a_second_stop(tmp_path):
             },
             "ids up to 40",
         ),
-        ({"llama.expert_count": 8}, "with experts is not covered"),
+        ({"llama.expert_count": 8}, "lacks the metadata key llama.expert_used_count"),
+        ({"llama.attention.sliding_window": 8}, "sliding_window=8 is not covered"),
+        ({"split.count": 3}, "is one of 3 parts"),
         ({"llama.attention.causal": False}, "causal=false"),
         ({"llama.attention.value_length": 5}, "value_length=5 is not covered, only the heads'"),
         ({"llama.rope.dimension_count": 4}, "dimension_count=4 is not covered"),
@@ -386,7 +388,9 @@ def test_tensors_missing_unknown_or_of_another_kind(tmp_path):
 
 def test_another_architecture(tmp_path):
     file = write(tmp_path / "m.gguf", LLAMA, architecture="qwen2")
-    with pytest.raises(UserError, match="architecture 'qwen2' is not covered, only 'llama'"):
+    with pytest.raises(
+        UserError, match="architecture 'qwen2' is not covered; covered are llama, olmoe"
+    ):
         load_lm(file)
 
 

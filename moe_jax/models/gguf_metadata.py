@@ -1,0 +1,45 @@
+"""The keys and values at the start of a GGUF file."""
+
+import pathlib
+from typing import Any, TypeVar
+
+from moe_jax.errors import UserError
+
+_T = TypeVar("_T", int, float, str, list)
+
+
+class Metadata:
+    """The keys and values at a file's start."""
+
+    def __init__(self, file: pathlib.Path, fields: dict[str, Any]):
+        """Keep the reader's fields; values are made when asked for."""
+        self.file, self._fields = file, fields
+
+    def need(self, key: str, kind: type[_T]) -> _T:
+        """The value of a key that must be there.
+
+        Raises:
+          UserError: it isn't, or it's of another type.
+        """
+        value = self.get(key, kind)
+        if value is None:
+            raise UserError(f"{self.file} lacks the metadata key {key}")
+        return value
+
+    def get(self, key: str, kind: type[_T]) -> _T | None:
+        """The value of a key, or None.
+
+        Raises:
+          UserError: it's of another type.
+        """
+        if key not in self._fields:
+            return None
+        try:
+            value = self._fields[key].contents()
+        except UnicodeDecodeError:
+            raise UserError(f"{self.file}: {key} is not UTF-8") from None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is float):
+            raise UserError(f"{self.file}: {key}={value!r:.60} must be of type {kind.__name__}")
+        return value
