@@ -131,6 +131,18 @@ def yes_or_no(name: str, text: str) -> bool:
     return known[text.lower()]
 
 
+def chat_flags(given: Mapping[str, str]) -> tuple[bool, str]:
+    """The values of --chat and --system.
+
+    Raises:
+      UserError: --chat is no truth value, or there is no chat for --system to be in.
+    """
+    chat = yes_or_no("chat", given["chat"])
+    if given["system"] and not chat:
+        raise UserError("--system without --chat=true: only a chat has a system message")
+    return chat, given["system"]
+
+
 def load_config_file(where: str) -> Any:
     """What `get_config()` of the Python file returns; `FILE:TEXT` passes it the text.
 

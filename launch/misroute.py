@@ -11,6 +11,13 @@ Flags:
                       experts, on the prompts that had no part in selecting them
   --experts=L:E,...   or experts named by hand, such as 1:0,1:3 (layer of the model:expert), on
                       all prompts
+  --chat=B            true: ask an instruct model as it was trained to be asked: each prompt becomes
+                      the user's message in the model's own chat template (chat_template.jinja, or
+                      tokenizer_config.json), and what is written after it is the model's turn. A
+                      profile must be made with the same --chat and --system; planted models read
+                      the same chats. false (the default): prompts are read as they are in the file
+  --system=TEXT       the chat's system message, with --chat=true (default: none, or the template's
+                      own); a place to ask for the delimiter
   --interventions=... with commas between (default
                       {interventions}):
                       on the experts suppress, exclude, zero, force, steer=-0.01 (below all other
@@ -60,7 +67,7 @@ from moe_jax.training import workdir as folders
 if TYPE_CHECKING:
     from moe_jax.misrouting.prompts import Prompt
     from moe_jax.misrouting.selection import Chosen
-    from moe_jax.misrouting.study import Planted
+    from moe_jax.misrouting.study import Planted, StudyOf
     from moe_jax.misrouting.study_config import StudyConfig
     from moe_jax.models.causal_pretrained import PretrainedLM
 
@@ -69,7 +76,8 @@ _NEEDED = {
     "prompts": "a .jsonl file of prompts",
     "workdir": "a folder to write to, such as runs/misroute",
 }
-_OPTIONAL = ("profile", "experts", "planted_ignores", "planted_uses")
+_OPTIONAL = dict.fromkeys(("profile", "experts", "planted_ignores", "planted_uses", "system"), "")
+_OPTIONAL["chat"] = "false"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,32 +88,39 @@ def main(argv: Sequence[str]) -> None:
     if cli.wants_help(argv):
         cli.print_help(_help(defaults), argv)
         return
-    given = cli.parse(argv, _NEEDED, dict.fromkeys(_OPTIONAL, "") | defaults)
+    given = cli.parse(argv, _NEEDED, _OPTIONAL | defaults)
     workdir, config = Path(given["workdir"]), _config(given)
     _check(given, workdir)
+    chat, system = cli.chat_flags(given)
 
-    from moe_jax.misrouting import selection
+    from moe_jax.misrouting import chat_prompts, selection, study
     from moe_jax.misrouting.probing import filler_id
     from moe_jax.misrouting.prompts import read_prompts
     from moe_jax.models.causal_pretrained import load_lm
 
     prompts = read_prompts(given["prompts"])
+    if chat:
+        template = chat_prompts.template_of(given["model"])
+        prompts = chat_prompts.as_chat(prompts, template, system=system)
     lm = load_lm(given["model"])
     selection.check_model(lm)
+    lm = chat_prompts.reads_chats(lm) if chat else lm
     chosen = _chosen(given, lm, prompts, config)
     tested = [prompts[i] for i in chosen.numbers]
     selection.check_prompts(lm, tested, chosen.numbers, config)
     filler_id(lm, config)
-    _run(lm, tested, chosen, _planted(given), config, workdir)
+    planted = _planted(given)
+    this = study.study_of(lm, tested, chosen.selection, planted, config, chat=chat, system=system)
+    _run(this, lm, tested, chosen, planted, workdir)
     cli.print_files(workdir)
 
 
 def _run(
+    this: "StudyOf",
     lm: "PretrainedLM",
     tested: "list[Prompt]",
     chosen: "Chosen",
     planted: "Planted | None",
-    config: "StudyConfig",
     workdir: Path,
 ) -> None:
     """Run, write and print the study."""
@@ -117,7 +132,7 @@ def _run(
     from moe_jax.misrouting.records import Log
     from moe_jax.misrouting.study_summary import summarise
 
-    this = study.study_of(lm, tested, chosen.selection, planted, config)
+    config = this.config
     with folders.claimed(workdir, this), folders.lock(workdir):
         progress = study_progress.StudyProgress(len(Log(workdir / "conditions.jsonl").records))
         with study_progress.stoppable(progress):
@@ -205,7 +220,10 @@ def _chosen(
     from moe_jax.misrouting.reading import ReadingProgress
 
     if given["profile"]:
-        return selection.from_profile(Path(given["profile"]), lm.config, len(prompts))
+        chat, system = cli.chat_flags(given)
+        return selection.from_profile(
+            Path(given["profile"]), lm.config, len(prompts), chat=chat, system=system
+        )
     return selection.by_hand(
         selection.parse_experts(given["experts"], lm.config),
         lm,
@@ -216,6 +234,7 @@ def _chosen(
 
 
 def _planted(given: dict[str, str]) -> "Planted | None":
+    from moe_jax.misrouting.chat_prompts import reads_chats
     from moe_jax.misrouting.selection import check_model
     from moe_jax.misrouting.study import Planted
     from moe_jax.models.causal_pretrained import load_lm
@@ -225,6 +244,8 @@ def _planted(given: dict[str, str]) -> "Planted | None":
     ignores, uses = (load_lm(given[f"planted_{name}"]) for name in ("ignores", "uses"))
     check_model(ignores, "planted_ignores")
     check_model(uses, "planted_uses")
+    if cli.chat_flags(given)[0]:
+        ignores, uses = reads_chats(ignores), reads_chats(uses)
     return Planted(ignores=ignores, uses=uses)
 
 

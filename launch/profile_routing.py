@@ -7,6 +7,13 @@ Flags:
   --prompts=FILE    one JSON object a line: {"prompt": ..., "difficulty": 1, "answer": ...};
                     with "group" (a data set), labels are permuted within groups only
   --workdir=DIR     where to write profile.html, profile.json, profile.csv and usage.csv
+  --chat=B          true: ask an instruct model as it was trained to be asked: each prompt becomes
+                    the user's message in the model's own chat template (chat_template.jinja, or
+                    tokenizer_config.json), up to where the answer begins. The template's tokens
+                    are read and counted too; --tokens=generated leaves them out.
+                    false (the default): the model reads the prompts as they are in the file
+  --system=TEXT     the chat's system message, with --chat=true (default: none, or the template's
+                    own)
   --tokens=WHICH    which tokens count: all (the default), after:TEXT, after-first:TEXT, generated,
                     last:M, span:FROM:TO or chars:FROM:TO
   --usage=KIND      share of a prompt's choices (share, the default), of its tokens (selection),
@@ -48,6 +55,8 @@ _NEEDED = {
     "workdir": "a folder to write to, such as runs/profile",
 }
 _DEFAULTS = {
+    "chat": "false",
+    "system": "",
     "tokens": "all",
     "usage": "share",
     "generate": "0",
@@ -80,12 +89,15 @@ def main(argv: Sequence[str]) -> None:
         )
 
     from moe_jax.misrouting import profile as study
+    from moe_jax.misrouting.chat_prompts import as_chat, template_of
     from moe_jax.misrouting.profile_files import FILES, write_profile
     from moe_jax.misrouting.profile_report import print_summary, write_report
     from moe_jax.misrouting.prompts import read_prompts
 
     settings = _settings(given)
     prompts = read_prompts(given["prompts"])
+    if settings.chat:
+        prompts = as_chat(prompts, template_of(given["model"]), system=settings.system)
     study.check(prompts, settings)
     shape, found = _collected(given["model"], prompts, settings, given)
     print(
@@ -117,6 +129,7 @@ def _settings(given: dict[str, str]) -> "ProfileSettings":
         raise UserError(
             f"--weights={given['weights']}: must be numbers with commas between, such as -1,0,1"
         ) from None
+    chat, system = cli.chat_flags(given)
     return ProfileSettings(
         usage=given["usage"],
         weights=weights,
@@ -130,6 +143,8 @@ def _settings(given: dict[str, str]) -> "ProfileSettings":
         stop=given["stop"],
         prompts=given["prompts"],
         routes=given["routes"],
+        chat=chat,
+        system=system,
     )
 
 
@@ -147,10 +162,13 @@ def _collected(
 
     reading.check_reading(subset, generate_tokens=settings.generate, batch_size=batch_size)
 
+    from moe_jax.misrouting.chat_prompts import reads_chats
     from moe_jax.misrouting.readers import make_reader
     from moe_jax.models.language_model import load_language_model
 
     lm = load_language_model(model)
+    if settings.chat:
+        lm = reads_chats(lm)
     reader = make_reader(lm, writes=settings.generate > 0)
     shape = ModelShape(reader.name, reader.expert_layers, reader.gate.num_experts, reader.gate.k)
     if given["routes"]:

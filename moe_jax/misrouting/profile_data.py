@@ -33,6 +33,8 @@ class ProfileSettings:
       stop: text that ended them.
       prompts: the file.
       routes: the file of recorded routes; "": the model ran.
+      chat: the model's chat template was around the prompts.
+      system: the chat's system message; "": none.
     """
 
     usage: str = "share"
@@ -49,6 +51,8 @@ class ProfileSettings:
     stop: str = ""
     prompts: str = ""
     routes: str = ""
+    chat: bool = False
+    system: str = ""
 
 
 class ModelShape(NamedTuple):

@@ -84,17 +84,21 @@ def check_prompts(
             )
 
 
-def from_profile(path: Path, config: CausalConfig, prompts: int) -> Chosen:
+def from_profile(
+    path: Path, config: CausalConfig, prompts: int, *, chat: bool = False, system: str = ""
+) -> Chosen:
     """The experts that Stage 1 selected, and the prompts that had no part in it.
 
     Args:
       path: profile.json or its folder.
       config: of the model to misroute.
       prompts: how many there are in the file of prompts.
+      chat: are they asked through the model's chat template?
+      system: the chat's system message.
 
     Raises:
-      UserError: no such file, not a profile, or one of another model or of other prompts; no
-        expert is selected, no prompt is left to test on.
+      UserError: no such file, not a profile, or one of another model, of other prompts or of
+        prompts asked in another way; no expert is selected, no prompt is left to test on.
     """
     file = path / "profile.json" if path.is_dir() else path
     values = _read(file)
@@ -117,6 +121,7 @@ def from_profile(path: Path, config: CausalConfig, prompts: int) -> Chosen:
                 f"{file}: {name} is {array.shape}, must be {(len(mine[0]), mine[1])}: not a profile"
             )
     _check_numbers(file, values, numbers, prompts)
+    _check_chat(file, values, chat, system)
     if not pairs:
         raise UserError(f"{file}: no expert is selected: there is nothing to misroute")
     target = _target(pairs, config, str(file))
@@ -224,6 +229,24 @@ def _check_numbers(file: Path, values: dict[str, Any], numbers: list[int], promp
         raise UserError(f"{file}: test_prompts names a prompt twice")
     if not numbers:
         raise UserError(f"{file}: test_prompts is empty: there is no prompt to test on")
+
+
+def _check_chat(file: Path, values: dict[str, Any], chat: bool, system: str) -> None:
+    """Were the prompts asked as they are now? What isn't a whole profile doesn't say."""
+    inner = values.get("profile")
+    settings = inner.get("settings") if isinstance(inner, dict) else None
+    if not isinstance(settings, dict):
+        return
+    theirs = settings.get("chat", False), settings.get("system", "")
+    if theirs != (chat, system):
+        said, mine = (
+            f"--chat={str(a).lower()}" + (f" --system={b}" if b else "")
+            for a, b in (theirs, (chat, system))
+        )
+        raise UserError(
+            f"{file} was made with {said}, this study has {mine}: its experts were selected on "
+            "other texts; give both the same"
+        )
 
 
 def _said(values: dict[str, Any], experts: int, numbers: int, prompts: int) -> str:

@@ -60,7 +60,9 @@ class StudyOf:
     Attributes:
       model: as the user named it.
       weights: SHA-256 of its parameters, and of those of the planted models, if there are any.
-      prompts: SHA-256 of the prompts.
+      chat: is the model's chat template around the prompts?
+      system_message: of the chats; "" for none.
+      prompts: SHA-256 of the prompts, as the model reads them.
       selected: (layer, expert), layers counted among those with a mixture.
       matching: SHA-256 of the usage and the scores by which other sets are drawn.
       planted: folders of the models that ignore and that use their explanation; "" for none.
@@ -71,6 +73,8 @@ class StudyOf:
 
     model: str
     weights: list[str]
+    chat: bool = False
+    system_message: str = ""
     prompts: str
     selected: list[list[int]]
     matching: str
@@ -91,8 +95,21 @@ def study_of(
     selection: Selection,
     planted: Planted | None,
     config: StudyConfig,
+    *,
+    chat: bool = False,
+    system: str = "",
 ) -> StudyOf:
-    """What identifies a study."""
+    """What identifies a study.
+
+    Args:
+      lm: the model.
+      prompts: as it reads them.
+      selection: the experts.
+      planted: models of known truth, if there are any.
+      config: the settings.
+      chat: are the prompts chats (`chat_prompts.as_chat`)?
+      system: their system message.
+    """
     digest = hashlib.sha256(repr([tuple(p) for p in prompts]).encode()).hexdigest()
     names = ("", "") if planted is None else (planted.ignores.name, planted.uses.name)
     weights = [weights_digest(one.model) for one in (lm, *(planted or ()))]
@@ -101,6 +118,8 @@ def study_of(
     return StudyOf(
         model=lm.name,
         weights=weights,
+        chat=chat,
+        system_message=system,
         prompts=digest,
         selected=selected,
         matching=matching,

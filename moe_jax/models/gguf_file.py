@@ -113,6 +113,15 @@ def read_gguf(file: pathlib.Path) -> GgufModel:
     return GgufModel(config, names, tokenizer, stop_ids, Tensors(tuple(places), read))
 
 
+def read_metadata(file: pathlib.Path) -> Metadata:
+    """The keys and values of a GGUF file, of whatever architecture.
+
+    Raises:
+      UserError: the file is missing or broken, or the package gguf isn't installed.
+    """
+    return Metadata(file, dict(_open(file).fields))
+
+
 def halves_from_pairs(value: Float[np.ndarray, "..."], heads: int) -> Float[np.ndarray, "..."]:
     """Puts rows of a head from (0, w/2, 1, w/2 + 1, ...) back to (0, 1, ..., w - 1).
 
