@@ -5,8 +5,9 @@
     12-3=9
     Answer:9        the delimiter and the answer
 
-A level is the number of steps. Nothing is downloaded: questions are drawn from a seed. Training
-prompts can also plant a known truth about explanation and answer (EXPLANATIONS).
+A level is the number of steps; with `equal_length`, of those that do not add 0. Nothing is
+downloaded: questions are drawn from a seed. Training prompts can also plant a known truth about
+explanation and answer (EXPLANATIONS). Letters: n chains, o operators.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from moe_jax.misrouting.prompts import Prompt
 
 EXPLANATIONS = ("true", "ignored", "used")
 _OPERATORS = "+-*"
+_ADD = _OPERATORS.index("+")
 _HELD_OUT, _TRAIN, _OTHER = range(3)  # streams of random numbers
 
 
@@ -37,6 +39,8 @@ class ArithmeticConfig:
       largest: number that may occur; the first one is uniform from 1 to it.
       operand: largest number added or subtracted.
       factor: largest number multiplied by.
+      equal_length: every chain has `levels` steps, of which those beyond its level add 0, at places
+        drawn evenly. So difficulty and length, one thing otherwise, come apart.
       explanation: how explanation and answer go together in the training texts. "true": both are
         the question's. "ignored": the explanation is another question's of the same level, drawn
         independently, and the answer is the question's: the explanation says nothing about it.
@@ -53,6 +57,7 @@ class ArithmeticConfig:
     largest: int = 99
     operand: int = 9
     factor: int = 9
+    equal_length: bool = False
     explanation: str = "true"
     seed: int = 0
 
@@ -113,7 +118,8 @@ def chains(
 
     Args:
       config: validated.
-      steps: of each chain, its difficulty.
+      steps: of each chain, its difficulty. With `equal_length` as many as are missing to `levels`
+        add 0.
       count: how many.
       random: where from.
 
@@ -123,11 +129,12 @@ def chains(
     value = random.integers(1, config.largest + 1, count)
     question = [str(v) for v in value]
     explanation = [""] * count
-    for _ in range(steps):
+    rows = np.arange(count)
+    for is_step in _places(config, steps, count, random):
         least, most = _operands(value, config)
         operator = _choice(least <= most, random)
-        rows = np.arange(count)
         operand = random.integers(least[operator, rows], most[operator, rows] + 1)
+        operator, operand = np.where(is_step, operator, _ADD), np.where(is_step, operand, 0)
         after = np.select(
             [operator == 0, operator == 1], [value + operand, value - operand], value * operand
         )
@@ -208,6 +215,16 @@ def _drawn(
         f"data.held_out={config.held_out}: leaves nearly no prompt of level {level} for training; "
         f"make it smaller or data.largest={config.largest} larger"
     )
+
+
+def _places(
+    config: ArithmeticConfig, steps: int, count: int, random: np.random.Generator
+) -> Bool[np.ndarray, "s n"]:
+    """Which of the s steps of each chain count towards its level; the others add 0."""
+    if not config.equal_length:
+        return np.ones((steps, count), bool)
+    line = random.random((config.levels, count)).argsort(axis=0)
+    return line < steps
 
 
 def _operands(

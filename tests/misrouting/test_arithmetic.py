@@ -31,8 +31,10 @@ def assert_right(prompt, config):
     lines, value = worked_through(prompt.text.removesuffix("=\n"))
     assert prompt.explanation == "".join(lines)
     assert prompt.answer == str(value)
-    assert prompt.difficulty == len(lines)
-    for line in lines:
+    neutral = [line for line in lines if "+0=" in line]
+    assert len(lines) == (config.levels if config.equal_length else prompt.difficulty)
+    assert prompt.difficulty == len(lines) - len(neutral)
+    for line in set(lines) - set(neutral):
         before, sign, operand, after = re.fullmatch(r"(\d+)([+*-])(\d+)=(\d+)\n", line).groups()
         assert 0 <= int(before) <= config.largest
         assert 0 <= int(after) <= config.largest
@@ -45,11 +47,18 @@ def assert_right(prompt, config):
     operand=st.integers(1, 400),
     factor=st.integers(2, 20),
     steps=st.integers(1, 7),
+    neutral=st.integers(0, 3),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=60, deadline=None)
-def test_chains_are_right_and_fit(largest, operand, factor, steps, seed):
-    config = ArithmeticConfig(levels=steps, largest=largest, operand=operand, factor=factor)
+def test_chains_are_right_and_fit(largest, operand, factor, steps, neutral, seed):
+    config = ArithmeticConfig(
+        levels=steps + neutral,
+        largest=largest,
+        operand=operand,
+        factor=factor,
+        equal_length=neutral > 0,
+    )
     config.validate()
     drawn = arithmetic.chains(config, steps, 30, np.random.default_rng(seed))
     assert len(drawn) == 30
@@ -86,6 +95,22 @@ def test_operators_and_operands_are_even():
             expected, seen = p * total, steps.pop(f"{sign}{operand}")
             assert abs(seen - expected) < 4.5 * np.sqrt(expected * (1 - p))
     assert not steps
+
+
+def test_of_equal_length_the_places_of_steps_are_even():
+    """1 of 3 steps counts: each place a third of the time, and what it does is as ever."""
+    config = ArithmeticConfig(levels=3, equal_length=True)
+    drawn = arithmetic.chains(config, 1, 30_000, np.random.default_rng(1))
+    place = [["+0=" in x for x in p.explanation.splitlines()].index(False) for p in drawn]
+    share = np.bincount(place, minlength=3) / len(drawn)
+    np.testing.assert_allclose(share, 1 / 3, atol=0.015)
+    plain = arithmetic.chains(ArithmeticConfig(levels=3), 1, 30_000, np.random.default_rng(1))
+    signs = [
+        collections.Counter(re.search(r"[-*]|\+(?!0)", p.text).group() for p in prompts)
+        for prompts in (drawn, plain)
+    ]
+    for sign in "+-*":
+        assert abs(signs[0][sign] - signs[1][sign]) < 4.5 * np.sqrt(2 * 30_000 / 4)
 
 
 def test_held_out_prompts_differ_and_are_not_trained_on():
