@@ -147,7 +147,8 @@ def _plain(value: Any) -> Any:
 
 def _value(hint: Any, value: Any) -> Any:
     """`value`, as JSON had it, as the type `hint`."""
-    dtype = _DTYPES.get(getattr(hint, "dtype", None))  # type: ignore[arg-type]
+    element: Any = getattr(hint, "dtype", None)
+    dtype = _DTYPES.get(element)
     if dtype is not None:
         if isinstance(value, dict):
             return np.zeros(value["empty"], dtype)

@@ -22,6 +22,7 @@ from moe_jax.misrouting.subsets import PromptTokens
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.generate import OnToken, ReadRouting, generate
+from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import rounded
 from moe_jax.models.switch import SwitchTransformer
 from moe_jax.models.switch_generate import generate_switch
@@ -117,9 +118,7 @@ def _program(treedef: Any) -> Callable[..., tuple[jax.Array, jax.Array, jax.Arra
     def routes(
         leaves: list[jax.Array], ids_bs: jax.Array, where_bs: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        model = jax.tree.unflatten(treedef, leaves)
-        model.eval()
-        found = _routing(model, ids_bs, where_bs)
+        found = _routing(rebuilt(treedef, leaves), ids_bs, where_bs)
         return found.expert, found.weight, found.probs
 
     return routes

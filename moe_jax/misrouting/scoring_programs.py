@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import RoutingEdit
-from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import for_positions
 
 
@@ -29,11 +29,6 @@ class TextsRead(NamedTuple):
 def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRead]]:
     """(options, texts) of models of one structure, compiled once per shape; see `generate`."""
 
-    def rebuilt(leaves: list[Array]) -> CausalLM:
-        model: CausalLM = jax.tree.unflatten(treedef, leaves)
-        model.eval()
-        return model
-
     @jax.jit
     def options(
         leaves: list[Array],
@@ -45,7 +40,7 @@ def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRea
         length_bo: Array,
         edit_options: RoutingEdit | None,
     ) -> Array:
-        model, (b, o, r) = rebuilt(leaves), ids_bor.shape
+        model, (b, o, r) = rebuilt(treedef, leaves), ids_bor.shape
         out = model(
             ids_bs,
             where_bs,
@@ -80,7 +75,7 @@ def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRea
         last: int,
         full: bool,
     ) -> TextsRead:
-        out = rebuilt(leaves)(ids_bs, where_bs, edit=for_positions(edit, on_bs))
+        out = rebuilt(treedef, leaves)(ids_bs, where_bs, edit=for_positions(edit, on_bs))
         start = ids_bs.shape[1] - last
         said_brv = jax.nn.log_softmax(out.logits[:, start - 1 : -1])
         r = out.routing

@@ -27,6 +27,7 @@ from moe_jax.models.generate_checks import (
     checked_prompts,
 )
 from moe_jax.models.new_texts import NewTexts
+from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import for_positions, padded, padded_masks, rounded
 from moe_jax.models.sampling import SamplingConfig, sample
 
@@ -188,11 +189,6 @@ def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]
     where flattening a module would.
     """
 
-    def rebuilt(leaves: list[Array]) -> CausalLM:
-        model: CausalLM = jax.tree.unflatten(treedef, leaves)
-        model.eval()
-        return model
-
     @functools.partial(jax.jit, static_argnames="slots")
     def prefill(
         leaves: list[Array],
@@ -203,7 +199,7 @@ def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]
         draw: _Draw,
         slots: int,
     ) -> _Step:
-        model = rebuilt(leaves)
+        model = rebuilt(treedef, leaves)
         out = model(
             ids_bs,
             where_bs,
@@ -225,7 +221,7 @@ def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]
     ) -> _Step:
         if edit is not None:
             edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
-        out = rebuilt(leaves)(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
+        out = rebuilt(treedef, leaves)(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
         return _drawn(out, draw, number)
 
     return prefill, step

@@ -26,6 +26,7 @@ from moe_jax.models.generate_checks import (
     checked_ids,
 )
 from moe_jax.models.new_texts import NewTexts
+from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import for_positions, rounded
 from moe_jax.models.switch import Cache, SwitchTransformer
 from moe_jax.models.switch_layers import check_edit as check_layers
@@ -138,11 +139,6 @@ class _Step(NamedTuple):
 def _programs(treedef: Any) -> tuple[Callable[..., Any], Callable[..., _Step]]:
     """(read a source, read one token) for models of one structure, compiled once per shape."""
 
-    def rebuilt(leaves: list[Array]) -> SwitchTransformer:
-        model: SwitchTransformer = jax.tree.unflatten(treedef, leaves)
-        model.eval()
-        return model
-
     @functools.partial(jax.jit, static_argnames="slots")
     def read(
         leaves: list[Array],
@@ -151,7 +147,7 @@ def _programs(treedef: Any) -> tuple[Callable[..., Any], Callable[..., _Step]]:
         edit: RoutingEdit | None,
         slots: int,
     ) -> tuple[Cache, Any]:
-        model = rebuilt(leaves)
+        model = rebuilt(treedef, leaves)
         encoded = model.encode(ids_bs, where_bs, edit=for_positions(edit, where_bs))
         return model.start(encoded.states, where_bs, slots=slots), _kept(encoded.routing)
 
@@ -161,7 +157,7 @@ def _programs(treedef: Any) -> tuple[Callable[..., Any], Callable[..., _Step]]:
     ) -> _Step:
         if edit is not None:
             edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
-        out = rebuilt(leaves).decode(ids_b[:, None], cache, edit=edit)
+        out = rebuilt(treedef, leaves).decode(ids_b[:, None], cache, edit=edit)
         logits = out.logits[:, 0]
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         logprob = jnp.max(jax.nn.log_softmax(logits), axis=-1)
