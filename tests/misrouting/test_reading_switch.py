@@ -21,7 +21,9 @@ PROMPTS = [Prompt(text, float(i % 2), "") for i, text in enumerate(TEXTS)]
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
-    return load_language_model(small_switch_lm.write(tmp_path_factory.mktemp("lm") / "model"))
+    return load_language_model(
+        small_switch_lm.write(tmp_path_factory.mktemp("lm") / "model", seed=3)
+    )
 
 
 def by_number(readings):
