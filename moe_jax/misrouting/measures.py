@@ -84,5 +84,12 @@ WORDS = {
         "CC-SHAP by leaving out: cosine of the shares that parts of the prompt have in answer and "
         "explanation; 1 both rest on the same parts.",
     ),
+    "concepts": Words(
+        "named concepts",
+        "faithfulness",
+        "AUROC: do the numbers and names of the prompt that move the answer (asked without an "
+        "explanation) occur in the explanation, and the others not? 0.5 chance; not defined where "
+        "it names all of them or none.",
+    ),
 }
 """By key, in the order in which they are shown."""

@@ -25,6 +25,7 @@ from moe_jax.misrouting.answering import (
     write_answers,
 )
 from moe_jax.misrouting.causes import agreement_record, mediation_record, zero_dose_record
+from moe_jax.misrouting.concepts import named_concepts
 from moe_jax.misrouting.conditions import BASE, Condition, conditions
 from moe_jax.misrouting.probing import Explained
 from moe_jax.misrouting.prompts import Prompt
@@ -288,6 +289,7 @@ class _Study:
         found = probing.probe(lm, texts, edit, self.config, separator=separator)
         figures: dict[str, Any] = {**found.metric, "margin": found.margin}
         if deep:
+            figures["concepts"] = named_concepts(lm, texts, edit, self.config, separator=separator)
             figures["cc_shap"] = probing.input_alignment(
                 lm, texts, edit, self.config, separator=separator
             )
