@@ -194,13 +194,13 @@ def _environment(where: str) -> tuple[Any, Any]:
     class Generation(jinja2.ext.Extension):
         """{% generation %} marks the model's own words for training; here they are just text."""
 
-        tags = {"generation"}  # noqa: RUF012
-
         def parse(self, parser: Any) -> Any:
             """Keep what stands between the tags."""
             line = next(parser.stream).lineno
             inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.Scope(inside, lineno=line)
+
+    Generation.tags = {"generation"}
 
     def checked(name: Any) -> Any:
         if str(name).startswith("_"):

@@ -88,14 +88,11 @@ def encode_text(
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises bare Exceptions
-        for place, character in enumerate(text):
-            try:
-                tokenizer.encode(character)
-            except Exception:
-                raise UserError(
-                    f"{name}: the model's tokenizer has no token for {character!r}, character "
-                    f"{place + 1}; change the text, or take the model it was written for"
-                ) from None
+        if len(text) == 1:
+            raise UserError(f"{name}: the model's tokenizer has no token for {text!r}") from None
+        for place, character in enumerate(text, start=1):
+            # Fails at the first character that it can't take, and says where that stands.
+            encode_text(tokenizer, character, f"{name}, character {place}")
         raise UserError(f"{name}: the model's tokenizer can't take it: {error}") from None
 
 

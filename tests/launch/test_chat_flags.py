@@ -1,10 +1,7 @@
 """--chat and --system of both scripts: what is read, what is told, what is refused."""
 
-import functools
 import json
-import warnings
 
-import jax
 import pytest
 from tokenizers import Tokenizer, processors
 
@@ -12,7 +9,6 @@ from launch import cli, misroute, profile_routing
 from moe_jax.misrouting import study
 from moe_jax.misrouting.profile_files import read_profile
 from moe_jax.misrouting.prompts import Prompt, write_prompts
-from moe_jax.models import causal_pretrained
 from tests.misrouting import small_lm
 
 TEMPLATE = """\
@@ -24,20 +20,7 @@ BEGIN = small_lm.CHARACTERS.index("<begin>")
 ASK = ("--chat=true", "--system=10+")
 
 
-@pytest.fixture(autouse=True)
-def own_warnings(monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A model that is loaded twice is compiled twice; so small a one needs no optimised code."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_pretrained, "load_lm", functools.lru_cache(causal_pretrained.load_lm))
-        yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("own_warnings", "quick")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 import csv
 import dataclasses
-import functools
 import io
 import json
 import os
 import signal
 import sys
-import warnings
 
-import jax
 import pytest
 
 from launch import cli
@@ -18,7 +15,6 @@ from launch import misroute as script
 from moe_jax.misrouting import study, study_progress
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models import causal_pretrained
 from tests.misrouting import small_lm
 
 SMALL = (
@@ -28,20 +24,7 @@ SMALL = (
 FILES = ["conditions.jsonl", "config.json", "misroute.csv", "misroute.html", "misroute.json"]
 
 
-@pytest.fixture(autouse=True)
-def own_warnings(monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A model that is loaded twice is compiled twice; so small a one needs no optimised code."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_pretrained, "load_lm", functools.lru_cache(causal_pretrained.load_lm))
-        yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("own_warnings", "quick")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,7 @@ from tests.misrouting import small_lm, small_switch_lm
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def own_warnings(monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
+pytestmark = pytest.mark.usefixtures("own_warnings")
 
 
 @pytest.fixture(scope="module")

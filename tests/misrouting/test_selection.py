@@ -159,9 +159,9 @@ def test_prompts_that_do_not_fit(lm):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (Prompt("1x2", 1.0, "1"), "prompt 7: .* no token for 'x', character 2"),
-        (Prompt("12", 1.0, "x"), "prompt 7: its answer: .* no token for 'x'"),
-        (Prompt("12", 1.0, "1", "", "1\nx"), "prompt 7: its explanation: .* 'x', character 3"),
+        (Prompt("1x2", 1.0, "1"), "prompt 7, character 2: .* no token for 'x'"),
+        (Prompt("12", 1.0, "x"), "prompt 7: its answer: .* no token for 'x'$"),
+        (Prompt("12", 1.0, "1", "", "1\nx"), "prompt 7: its explanation, character 3: .* for 'x'"),
     ],
 )
 def test_prompts_with_characters_unknown_to_the_model(lm, prompt, message):

@@ -14,7 +14,7 @@ def test_ids_are_the_tokenizers():
 
 
 def test_an_unknown_character_is_named():
-    with pytest.raises(UserError, match=r"^prompt 3: .* no token for 'x', character 3;"):
+    with pytest.raises(UserError, match=r"^prompt 3, character 3: .* no token for 'x'"):
         encode_text(tokenizer(), "7+x/5", "prompt 3")
 
 
