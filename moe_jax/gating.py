@@ -37,6 +37,7 @@ __all__ = [
     "gate_logits",
     "route",
     "update_selection_bias",
+    "withhold",
 ]
 
 
@@ -140,6 +141,29 @@ def route(
         weight = jnp.where(take(edit.zero, expert), 0, weight * take(edit.scale, expert))
         weight = jnp.where(present, weight, 0)
     return Routing(expert=expert, weight=weight, probs=probs, logits=z)
+
+
+def withhold(routing: Routing, edit: RoutingEdit) -> tuple[Routing, Float[Array, "t e"]]:
+    """Take from zeroed experts their weight, and say how much it was.
+
+    With `rest = edit._replace(zero=jnp.zeros_like(edit.zero))`, the edit without its zeros,
+    `withhold(route(..., edit=rest), edit)` has the routing of `route(..., edit=edit)`, bit for bit.
+
+    Args:
+        routing: made with every field of the edit but `zero`.
+        edit: gives `zero`, where its `tokens` are on.
+
+    Returns:
+        The routing with weight 0 for zeroed experts, and the weights taken [t e] by expert: what
+        multiplies `RoutingEdit.stand_in`.
+    """
+    t, experts = routing.probs.shape
+    zero = jnp.broadcast_to(edit.zero & edit.tokens[:, None], (t, experts))
+    gone = take(zero, routing.expert)
+    taken = jnp.where(gone, routing.weight, 0)
+    withheld = jnp.zeros((t, experts), taken.dtype)
+    withheld = withheld.at[jnp.arange(t)[:, None], routing.expert].add(taken, mode="drop")
+    return routing._replace(weight=jnp.where(gone, 0, routing.weight)), withheld
 
 
 def gate_logits(

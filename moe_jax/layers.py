@@ -17,7 +17,7 @@ from moe_kernels import (
 )
 
 from moe_jax.errors import UserError
-from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit
+from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit, withhold
 
 
 class FeedForward(nnx.Module):
@@ -63,6 +63,9 @@ class FeedForward(nnx.Module):
 
 class MoE(nnx.Module):
     """Mixture of experts: y_t = sum_k weight_tk Expert[expert_tk](x_t) (+ shared expert).
+
+    Where a `RoutingEdit` zeroes experts, these add withheld_te stand_in_e instead, in float32:
+    what the edit gives for their output, with the weight they would have had.
 
     The decision is returned, never stored: `y, routing = moe(x)`. Where the gate has a capacity,
     `dropped(routing)` says how many assignments it refused; a token without an expert gets 0 from
@@ -191,22 +194,66 @@ class MoE(nnx.Module):
         Raises:
             ValueError: x has another width, noise without a key, or an edit of other shapes.
         """
-        d_model = self.w_in_edf.shape[1]
-        if x.shape[-1] != d_model:
-            raise ValueError(f"x has width {x.shape[-1]}, the layer has d_model={d_model}")
+        self._check(x, edit)
         x_td = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         routing = self.gate(
             x_td,
-            edit=edit,
+            # What is zeroed loses its weight after the gate, so that a stand-in can have it.
+            edit=None if edit is None else edit._replace(zero=jnp.zeros_like(edit.zero)),
             key=key,
             where=None if where is None else where.reshape(-1),
             segments=None if segments is None else segments.reshape(-1),
         )
+        if edit is None:
+            y_td = self._work(x_td, routing.expert, routing.weight)
+        else:
+            routing, withheld = withhold(routing, edit)
+            y_td = self._work(x_td, routing.expert, routing.weight)
+            y_td = _stood_in(y_td, withheld, edit.stand_in)
+        if self.shared is not None:
+            y_td = y_td + self._shared(x_td, self.shared)
+        return y_td.reshape(x.shape), routing
+
+    def expert_outputs(
+        self, x: Float[Array, "t d"], expert: Int[Array, "t k"]
+    ) -> Float[Array, "t k d"]:
+        """What each of the experts gives alone, before any weight: Expert[expert_tk](x_t).
+
+        Args:
+            x: tokens.
+            expert: experts of each, as `Routing.expert`: num_experts gives 0.
+
+        Returns:
+            In the dtype of x, computed as in a call of the layer. The shared expert has no part.
+
+        Raises:
+            ValueError: x has another width.
+        """
+        self._check(x, None)
+        t, k = expert.shape
+        one = jnp.ones((t * k, 1), jnp.float32)
+        y = self._work(jnp.repeat(x, k, axis=0), expert.reshape(-1, 1), one)
+        return y.reshape(t, k, x.shape[-1])
+
+    def _check(self, x: Float[Array, "*batch d"], edit: RoutingEdit | None) -> None:
+        d_model = self.w_in_edf.shape[1]
+        if x.shape[-1] != d_model:
+            raise ValueError(f"x has width {x.shape[-1]}, the layer has d_model={d_model}")
+        if edit is not None and edit.stand_in.shape[-1:] not in ((1,), (d_model,)):
+            raise ValueError(
+                f"edit.stand_in has shape {edit.stand_in.shape}, the layer has d_model={d_model}: "
+                "its last axis must be that or 1"
+            )
+
+    def _work(
+        self, x: Float[Array, "t d"], expert: Int[Array, "t k"], weight: Float[Array, "t k"]
+    ) -> Float[Array, "t d"]:
+        """The routed experts' weighted sum, in the dtype of x."""
         dtype = x.dtype if self.dtype is None else self.dtype
-        y_td = self._experts()(
-            x_td.astype(dtype),
-            routing.expert,
-            routing.weight,
+        return self._experts()(
+            x.astype(dtype),
+            expert,
+            weight,
             self.w_in_edf[...].astype(dtype),
             self.w_out_efd[...].astype(dtype),
             w_gate=None if self.w_gate_edf is None else self.w_gate_edf[...].astype(dtype),
@@ -214,9 +261,6 @@ class MoE(nnx.Module):
             recompute=self.recompute,
             backend=self.backend,
         ).astype(x.dtype)
-        if self.shared is not None:
-            y_td = y_td + self._shared(x_td, self.shared)
-        return y_td.reshape(x.shape), routing
 
     def _experts(self) -> Callable[..., Array]:
         """`moe_ffn`, or the one for experts that this device holds a part of."""
@@ -230,6 +274,15 @@ class MoE(nnx.Module):
             return y
         open_t = jax.nn.sigmoid(x.astype(jnp.float32) @ self.shared_gate_d[...])
         return (y.astype(jnp.float32) * open_t[:, None]).astype(x.dtype)
+
+
+def _stood_in(
+    y: Float[Array, "t d"], withheld: Float[Array, "t e"], stand_in: Float[Array, " e #d"]
+) -> Float[Array, "t d"]:
+    """The sum y + withheld stand_in, and y bit for bit at tokens of which nothing is withheld."""
+    more = jnp.matmul(withheld, stand_in.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    there = jnp.any(withheld != 0, axis=1, keepdims=True)
+    return jnp.where(there, (y.astype(jnp.float32) + more).astype(y.dtype), y)
 
 
 def _check_sizes(**sizes: int) -> None:

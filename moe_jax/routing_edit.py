@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from moe_jax.gate_config import GateConfig
 
 KEEP = -1  # in `replay`: this slot is routed as usual
+# Fields of `RoutingEdit` without an axis of tokens: one value for all of them.
+WITHOUT_TOKENS = ("seed", "stand_in")
 
 
 class RoutingEdit(NamedTuple):
@@ -22,7 +24,7 @@ class RoutingEdit(NamedTuple):
     `jax.tree.map(lambda a: a[layer], edits)`.
 
     Shapes: "#t" is either t, a value for each token, or 1, the same for all; e = num_experts;
-    k = the slots of the routing (`GateConfig.slots`).
+    k = the slots of the routing (`GateConfig.slots`); "#d" is d_model or 1.
 
     The fields are applied in this order:
 
@@ -55,6 +57,10 @@ class RoutingEdit(NamedTuple):
     10. Capacity, if the gate has one, counts the experts that result.
     11. `zero` [#t e]: the contribution of this expert is zero (weight 0): nobody takes its place,
         and it still fills its slot and its capacity.
+        `stand_in` [e #d]: what a zeroed expert gives in place of its own output, the same for all
+        tokens: the token gets weight_e * stand_in_e, weight_e what it was before it was zeroed.
+        The identity is zeros [e 1]. The layer (`MoE`) adds it; in a `Routing` the weight is that
+        of the expert's own output, so 0.
     12. `scale` [#t e]: multiplies the weight of this expert. 11 and 12 act on the expert that does
         the work (after 9).
 
@@ -81,6 +87,7 @@ class RoutingEdit(NamedTuple):
     seed: UInt32[Array, ""]
     replay: Int[Array, "#t k"]
     replay_weight: Float[Array, "#t k"]
+    stand_in: Float[Array, " e #d"]
 
     @classmethod
     def identity(cls, config: GateConfig, *, num_tokens: int = 1) -> "RoutingEdit":
@@ -108,6 +115,7 @@ class RoutingEdit(NamedTuple):
             seed=jnp.uint32(0),
             replay=jnp.full((num_tokens, config.slots), KEEP, jnp.int32),
             replay_weight=jnp.full((num_tokens, config.slots), jnp.nan, jnp.float32),
+            stand_in=jnp.zeros((config.num_experts, 1), jnp.float32),
         )
 
     @classmethod
@@ -130,6 +138,7 @@ class RoutingEdit(NamedTuple):
         seed: int = 0,
         replay: Int[Array | np.ndarray, "#t k"] | None = None,
         replay_weight: Float[Array | np.ndarray, "#t k"] | None = None,
+        stand_in: Float[Array | np.ndarray, "e d"] | None = None,
     ) -> "RoutingEdit":
         """An edit from lists of expert ids; what is not given stays as the identity has it.
 
@@ -151,10 +160,12 @@ class RoutingEdit(NamedTuple):
             replay: recorded experts [t k] (or [1 k], the same for all tokens), such as
                 `Routing.expert` of another run; -1 for "as routed".
             replay_weight: recorded weights [t k], NaN for "as routed".
+            stand_in: outputs [e d] for the experts of `zero`; None: nothing.
 
         Raises:
             ValueError: an expert id out of range, no permutation, a negative shift or temperature,
-                or a replay whose last axis is not the number of slots.
+                a replay whose last axis is not the number of slots, or a stand_in that has not a
+                row for each expert.
         """
         edit = cls.identity(config)
         experts = config.num_experts
@@ -187,6 +198,12 @@ class RoutingEdit(NamedTuple):
                         f"{name} has {recorded.shape[-1]} columns, the gate has {config.slots}"
                     )
                 changes[name] = jnp.asarray(recorded, dtype)
+        if stand_in is not None:
+            if stand_in.ndim != 2 or len(stand_in) != experts:
+                raise ValueError(
+                    f"stand_in has shape {stand_in.shape}, the gate wants ({experts}, d_model)"
+                )
+            changes["stand_in"] = jnp.asarray(stand_in, jnp.float32)
         return edit._replace(
             tokens=edit.tokens if tokens is None else jnp.asarray(tokens),
             rank_shift=jnp.full(1, rank_shift, jnp.int32),
@@ -199,6 +216,8 @@ class RoutingEdit(NamedTuple):
     def check(self, config: GateConfig, num_tokens: int) -> None:
         """Check the shapes against the gate and the number of tokens.
 
+        The width of `stand_in` is the layer's to check.
+
         Raises:
             ValueError: one does not fit; the message names it.
         """
@@ -208,15 +227,17 @@ class RoutingEdit(NamedTuple):
             "rank_shift": (),
             "random_k": (),
             "gumbel": (),
+            "seed": (),
             "replay": (config.slots,),
             "replay_weight": (config.slots,),
+            "stand_in": (*per_expert, *self.stand_in.shape[-1:]),
         }
         for name, array in self._asdict().items():
-            if name == "seed":
-                allowed: tuple[tuple[int, ...], ...] = ((),)
-            else:
-                tail = tails.get(name, per_expert)
-                allowed = ((num_tokens, *tail), (1, *tail))
+            tail = tails.get(name, per_expert)
+            axes: tuple[tuple[int, ...], ...] = ((num_tokens,), (1,))
+            if name in WITHOUT_TOKENS:
+                axes = ((),)
+            allowed = tuple((*first, *tail) for first in axes)
             if array.shape not in allowed:
                 raise ValueError(
                     f"edit.{name} has shape {array.shape}, the gate wants"
@@ -244,6 +265,7 @@ class RoutingEdit(NamedTuple):
             seed=self.seed,
             replay=jnp.where(on, self.replay, KEEP),
             replay_weight=jnp.where(on, self.replay_weight, jnp.nan),
+            stand_in=self.stand_in,
         )
 
 

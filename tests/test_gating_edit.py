@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from moe_jax.gating import GateConfig, RoutingEdit, dropped, expert_counts, route
+from moe_jax.gating import GateConfig, RoutingEdit, dropped, expert_counts, route, withhold
 
 T, E = 10, 8
 GATES = {
@@ -82,6 +82,7 @@ def test_identity_is_bitwise_no_edit(name):
             "replay": np.full((1, config.slots), 6),
         },
         replay_weight=np.full((1, config.slots), 0.5),
+        stand_in=np.ones((E, 1)),
     )
     nowhere = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), nowhere, identity)
     assert same_bits(plain, go(Z, nowhere))
@@ -264,6 +265,43 @@ def test_scale_and_zero_act_after_renormalisation():
     np.testing.assert_allclose(got.weight, np.where(hit, 0.5, 1.0) * base.weight, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", GATES)
+def test_withhold_is_zero_and_says_what_it_took(name):
+    """The routing bit for bit that of the edit with its zeros; weights by expert, in a loop."""
+    config = make(name)
+    others = {"scale": {1: 0.5, 4: 3.0}, "permute": [1, 2, 3, 4, 5, 6, 7, 0], "force": [5]}
+    others |= {"tokens": np.arange(T) % 3 != 1}
+    gone, where = [0, 1, 5, 6], jnp.arange(T) != 3
+
+    @jax.jit
+    def both(z, edit):
+        rest = edit._replace(zero=jnp.zeros_like(edit.zero))
+        before = route(z, config, edit=rest, where=where)
+        return before, route(z, config, edit=edit, where=where), *withhold(before, edit)
+
+    edit = RoutingEdit.make(config, zero=gone, stand_in=np.ones((E, 3)), **others)
+    before, after, routing, withheld = both(Z, edit)
+    assert same_bits(routing, after)
+    want = np.zeros((T, E))
+    for t, (experts, weights) in enumerate(zip(before.expert, before.weight, strict=True)):
+        for e, w in zip(experts.tolist(), weights.tolist(), strict=True):
+            if others["tokens"][t] and e in gone:
+                want[t, e] += w
+    np.testing.assert_allclose(withheld, want, rtol=1e-6)
+    assert want.any()
+    nothing = both(Z, RoutingEdit.make(config, **others))
+    assert same_bits(nothing[0], nothing[2])
+    assert not np.any(nothing[3])
+
+
+def test_a_stand_in_is_nothing_to_the_gate():
+    own = np.random.default_rng(2).normal(size=(E, 3))
+    with_it, without = edited(zero=[1, 4], stand_in=own), edited(zero=[1, 4])
+    assert same_bits(with_it, without)
+    edit = RoutingEdit.make(PLAIN, zero=[1], stand_in=own, tokens=np.arange(T) == 2)
+    np.testing.assert_array_equal(edit.scoped(T).stand_in, own.astype(np.float32))
+
+
 def test_permute_changes_who_works_not_how_much():
     permutation = np.random.default_rng(1).permutation(E).tolist()
     base, got = unedited(), edited(permute=permutation)
@@ -396,6 +434,7 @@ def test_gradients_of_continuous_fields():
         ({"steer": {8: 1.0}}, "steer names expert 8"),
         ({"replay": np.zeros((T, 3), int)}, "replay has 3 columns, the gate has 2"),
         ({"replay_weight": np.zeros((T, 3))}, "replay_weight has 3 columns, the gate has 2"),
+        ({"stand_in": np.zeros((7, 3))}, r"stand_in has shape \(7, 3\), the gate wants \(8, d_mod"),
     ],
 )
 def test_bad_edits(changes, message):
@@ -409,6 +448,10 @@ def test_edit_that_does_not_fit(monkeypatch):
         ValueError, match=r"edit.tokens has shape \(7,\), the gate wants \(10,\) or \(1,\)"
     ):
         edited(tokens=np.ones(7, bool))
+    for shape in ((7, 3), (8,), (3, 8, 3)):
+        edit = RoutingEdit.identity(PLAIN)._replace(stand_in=jnp.zeros(shape))
+        with pytest.raises(ValueError, match=rf"stand_in has shape \({shape[0]},.* wants \(8, "):
+            edit.check(PLAIN, T)
     other = RoutingEdit.identity(GateConfig(num_experts=4, k=2))
     with pytest.raises(
         ValueError, match=r"edit.suppress has shape \(1, 4\), the gate wants \(10, 8\)"

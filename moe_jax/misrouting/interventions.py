@@ -1,14 +1,15 @@
 """Interventions on the routing of a whole model, by name, as `RoutingEdit` arrays.
 
-Every leaf of the edits made here has a leading axis of MoE layers, [l #t ...]: layer m of the model
-takes `jax.tree.map(lambda a: a[m], edit)`. Letters: t tokens, l layers, k choices, e experts. A
-target is a mask of experts [l e]; an empty one, or a dose of zero, changes no bit of the result.
-`tokens` [t] scopes an edit; None means all.
+Every leaf of the edits made here has a leading axis of MoE layers, [l #t ...] (`seed` is [l],
+`stand_in` [l e #d]): layer m of the model takes `jax.tree.map(lambda a: a[m], edit)`. Letters:
+t tokens, l layers, k choices, e experts, d width. A target is a mask of experts [l e]; an empty
+one, or a dose of zero, changes no bit of the result. `tokens` [t] scopes an edit; None means all.
 
     name            what it does
     suppress        S1: out of the choice and out of the softmax: the others' weights grow
     exclude         S2: out of the choice, scores as they were
     zero            S3: still chosen, contributes nothing, nobody takes its place
+    mean_ablate     S5: still chosen, contributes its mean output (see means.py) at its weight
     force           chosen before all others, weights as the gate gives them
     steer           S4: SteerMoE's floor and ceiling
     bias            B1: a number added to the logit
@@ -20,8 +21,6 @@ target is a mask of experts [l e]; an empty one, or a dose of zero, changes no b
     donor           M5: the routes of another prompt
     top_1           M6: the first choice alone
     replay          R: recorded routes
-
-Replacing an expert's output by its mean (S5) isn't here: it isn't a decision of the gate.
 """
 
 import math
@@ -58,6 +57,40 @@ def exclude(config: GateConfig, target: Target, *, tokens: Tokens | None = None)
 def zero(config: GateConfig, target: Target, *, tokens: Tokens | None = None) -> RoutingEdit:
     """S3: weight 0; it keeps its slot and its place under the capacity."""
     return _edit(config, len(target), tokens, zero=target[:, None])
+
+
+def mean_ablate(
+    config: GateConfig,
+    target: Target,
+    means: Float[np.ndarray, "l e d"],
+    *,
+    tokens: Tokens | None = None,
+) -> RoutingEdit:
+    """S5: the target's outputs are replaced by these, at the weights that the gate gives.
+
+    As `zero`, but the layer adds weight_e * means_e. `stand_in` has no axis of tokens: prompts that
+    are edited in one call, each in its own way, share one. Outside the target it is 0.
+
+    Args:
+      config: the gate.
+      target: experts replaced.
+      means: what each gives instead, as `expert_means` has it; only the target's are read.
+      tokens: scope.
+
+    Raises:
+      ValueError: means that don't fit the target, or of which the target's aren't finite.
+    """
+    if means.ndim != 3 or means.shape[:2] != target.shape:
+        raise ValueError(
+            f"means has shape {means.shape}, the target has {target.shape}: (l, e, d) wants the "
+            "same layers and experts"
+        )
+    chosen = np.where(target[..., None], means, 0)
+    if not np.isfinite(chosen).all():
+        layer, expert, _ = np.argwhere(~np.isfinite(chosen))[0]
+        raise ValueError(f"means of layer {layer}, expert {expert} must be finite")
+    edit = _edit(config, len(target), tokens, zero=target[:, None])
+    return edit._replace(stand_in=jnp.asarray(chosen, jnp.float32))
 
 
 def force(config: GateConfig, target: Target, *, tokens: Tokens | None = None) -> RoutingEdit:

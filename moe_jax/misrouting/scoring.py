@@ -13,7 +13,7 @@ Letters: n prompts, o options, t tokens read, r tokens of a text, l layers with 
 v vocabulary; in here b rows of a batch, s padded length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,8 @@ from moe_jax.misrouting.scoring_programs import programs
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate_checks import Prompt, check_edit, checked_ids, checked_masks
-from moe_jax.models.rows import padded, padded_masks, rounded
+from moe_jax.models.rows import batches, padded, padded_masks, rounded
+from moe_jax.routing_edit import WITHOUT_TOKENS
 
 # Options are short: their tokens grow by this many positions.
 _OPTION_STRIDE = 4
@@ -115,7 +116,7 @@ def score_options(
     run = programs(treedef)[0]
     # One width for all batches: less to compile.
     read = rounded(int(length.max()) - 1, _OPTION_STRIDE)
-    for mine, line in _batches([len(r) for r in rows], batch_size):
+    for mine, line in batches([len(r) for r in rows], batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
         ids_bor = np.full((batch_size, length.shape[1], read + 1), pad_id, np.int32)
         for b, i in enumerate(line):
@@ -184,7 +185,7 @@ def score_text(
     leaves, treedef = jax.tree.flatten(model)
     run = programs(treedef)[1]
     found: dict[int, TextScore] = {}
-    for mine, line in _batches([len(r) for r in rows], batch_size):
+    for mine, line in batches([len(r) for r in rows], batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
         where_bs[mine:] = False
         s = ids_bs.shape[1]
@@ -205,16 +206,6 @@ def score_text(
     return [found[i] for i in range(n)]
 
 
-def _batches(
-    lengths: Sequence[int], batch_size: int
-) -> Iterator[tuple[int, Int[np.ndarray, " rows"]]]:
-    """(m, indices of batch_size rows), of like lengths; those after the first m are padding."""
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        line = order[start : start + batch_size]
-        yield len(line), np.pad(line, (0, batch_size - len(line)), mode="edge")
-
-
 def _rows_of(
     edit: RoutingEdit | None, line: Int[np.ndarray, " rows"], config: CausalConfig
 ) -> RoutingEdit | None:
@@ -226,7 +217,7 @@ def _rows_of(
     leaves: dict[str, Any] = {}
     for name, leaf in edit._asdict().items():
         a = np.asarray(leaf)
-        if name != "seed":
+        if name not in WITHOUT_TOKENS:
             a = a[:, line] if a.shape[1] > 1 else np.repeat(a, len(line), axis=1)
         leaves[name] = a
     return RoutingEdit(**leaves)

@@ -48,11 +48,14 @@ class Output(NamedTuple):
       routing: of the layers with a mixture, in order: `expert` and `weight` [b s l k], `probs` and
         `logits` [b s l e]; None for a dense model.
       cache: with the new tokens in it; None if none was given.
+      inputs: what the layers with a mixture read [b s l d], after their norm; None unless asked
+        for, and for a dense model.
     """
 
     logits: Float[Array, "b s v"]
     routing: Routing | None
     cache: Cache | None
+    inputs: Float[Array, "b s l d"] | None = None
 
 
 class Attention(nnx.Module):
@@ -237,6 +240,7 @@ class CausalLM(nnx.Module):
         cache: Cache | None = None,
         edit: RoutingEdit | None = None,
         last_only: bool = False,
+        mixture_inputs: bool = False,
     ) -> Output:
         """Read tokens, after those in the cache if one is given.
 
@@ -249,11 +253,13 @@ class CausalLM(nnx.Module):
           where: True at tokens, False at padding; None: no padding.
           cache: of what came before; must have room for s more.
           edit: interventions on the gates, each leaf with a leading axis of the layers with a
-            mixture: [l t ...] with t = b * s (or 1, the same for all tokens).
+            mixture: [l t ...] with t = b * s (or 1, the same for all tokens); `seed` is [l],
+            `stand_in` [l e d].
           last_only: give the logits of the last position alone.
+          mixture_inputs: give what the mixtures read.
 
         Returns:
-          Logits, routing and cache.
+          Logits, routing, cache, and the mixtures' inputs.
 
         Raises:
           ValueError: an edit for another number of layers, or for a dense model.
@@ -268,6 +274,7 @@ class CausalLM(nnx.Module):
         positions = jnp.maximum(before[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1, 0)
         x = self.token(ids).astype(jnp.dtype(self.config.dtype))
         routings: list[Routing] = []
+        inputs: list[Array] = []
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i])
@@ -284,13 +291,14 @@ class CausalLM(nnx.Module):
             y, routing = layer.ffn(h, edit=mine, where=where, segments=_rows(where))
             x = x + y
             routings.append(routing)
+            if mixture_inputs:
+                inputs.append(h)
         if last_only:
             x = x[:, -1:]
         logits = self._logits(self.norm(x))
-        stacked = _stack(routings, b, s)
-        if cache is None:
-            return Output(logits, stacked, None)
-        return Output(logits, stacked, Cache(tuple(keys), tuple(values), slots, used + s))
+        read = jnp.stack(inputs, axis=2) if inputs else None
+        after = None if cache is None else Cache(tuple(keys), tuple(values), slots, used + s)
+        return Output(logits, _stack(routings, b, s), after, read)
 
     def _logits(self, h: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         dtype = jnp.dtype(self.config.dtype)

@@ -110,7 +110,7 @@ def generate(
       seed: of the draws. What a prompt gets depends on its place among the prompts.
       pad_id: read, and ignored, before short prompts.
       edit_prompt: interventions on the gates while the prompts are read. Each leaf is [l 1 ...],
-        the same for all, or [l b ...], one for each prompt; `seed` is [l].
+        the same for all, or [l b ...], one for each prompt; `seed` is [l], `stand_in` [l e #d].
       edit_where: for each prompt, at which of its tokens [t] edit_prompt acts (among those that its
         own `tokens` has); None: at all. Without edit_prompt it has no effect.
       edit_generated: the same, while new tokens are read. `seed` grows by 1 with each token, so

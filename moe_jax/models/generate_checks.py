@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_config import CausalConfig
+from moe_jax.routing_edit import WITHOUT_TOKENS
 
 Prompt = Sequence[int] | Int[np.ndarray, " _"]
 # Token ids -> text, of the new tokens of one prompt.
@@ -89,7 +90,7 @@ def check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
     if edit is None:
         return
     for field, a in edit._asdict().items():
-        if a.ndim > 1 and a.shape[1] not in (1, rows):
+        if field not in WITHOUT_TOKENS and a.shape[1] not in (1, rows):
             raise ValueError(
                 f"{name}.{field} has shape {a.shape}; its second axis must be 1 or the {rows} "
                 "prompts"

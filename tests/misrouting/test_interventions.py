@@ -6,6 +6,7 @@ import itertools
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ EMPTY = np.zeros((L, E), bool)
 TARGET = EMPTY.copy()
 TARGET[0, [1, 4]], TARGET[2, [0, 2, 7]] = True, True
 SCOPE = np.arange(T) % 3 == 0
+MEANS = np.random.default_rng(2).normal(size=(L, E, 5))
 
 
 @functools.cache
@@ -81,6 +83,7 @@ def zero_doses(config):
         "suppress": iv.suppress(config, EMPTY),
         "exclude": iv.exclude(config, EMPTY),
         "zero": iv.zero(config, EMPTY),
+        "mean_ablate": iv.mean_ablate(config, EMPTY, MEANS[..., :1]),
         "force": iv.force(config, EMPTY),
         "steer": iv.steer(config, forced=EMPTY, suppressed=EMPTY),
         "bias": iv.bias(config, TARGET, 0.0),
@@ -104,6 +107,7 @@ def doses(config):
         "suppress": iv.suppress(config, TARGET),
         "exclude": iv.exclude(config, TARGET),
         "zero": iv.zero(config, TARGET),
+        "mean_ablate": iv.mean_ablate(config, TARGET, MEANS[..., :1]),
         "force": iv.force(config, TARGET),
         "steer": iv.steer(config, forced=TARGET, suppressed=EMPTY),
         "bias": iv.bias(config, TARGET, 2.0),
@@ -156,6 +160,7 @@ def test_the_tokens_argument_is_that_scope():
         iv.suppress(PLAIN, TARGET, tokens=SCOPE),
         iv.exclude(PLAIN, TARGET, tokens=SCOPE),
         iv.zero(PLAIN, TARGET, tokens=SCOPE),
+        iv.mean_ablate(PLAIN, TARGET, MEANS, tokens=SCOPE),
         iv.force(PLAIN, TARGET, tokens=SCOPE),
         iv.steer(PLAIN, forced=TARGET, suppressed=EMPTY, tokens=SCOPE),
         iv.bias(PLAIN, TARGET, 1.0, tokens=SCOPE),
@@ -188,6 +193,20 @@ def test_suppress_exclude_and_zero():
     np.testing.assert_allclose(weight, take(left, expert), rtol=1e-5)
 
 
+def test_mean_ablate_is_zero_with_means():
+    got, zeroed = iv.mean_ablate(PLAIN, TARGET, MEANS), iv.zero(PLAIN, TARGET)
+    want = np.where(TARGET[..., None], MEANS, 0).astype(np.float32)
+    np.testing.assert_array_equal(got.stand_in, want)
+    for name, a, b in zip(got._fields, got, zeroed, strict=True):
+        if name != "stand_in":
+            np.testing.assert_array_equal(a, b)
+    hole = np.where(TARGET[..., None], MEANS, np.nan)  # what nobody reads
+    np.testing.assert_array_equal(iv.mean_ablate(PLAIN, TARGET, hole).stand_in, want)
+    both = iv.stack([zeroed, got])
+    assert both.stand_in.shape == (2, L, E, 5)
+    assert not np.any(both.stand_in[0])
+
+
 def test_gate_mass_orders_the_three():
     """64 experts, 8 chosen, not renormalised: S1 > S2 > S3, base > S2; renormalised: S1 = S2."""
     z = np.random.default_rng(1).normal(size=(200, 1, 64)).astype(np.float32)
@@ -211,14 +230,14 @@ def test_gate_mass_orders_the_three():
     np.testing.assert_allclose(a[1], b[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["suppress", "exclude", "zero"])
+@pytest.mark.parametrize("name", ["suppress", "exclude", "zero", "mean_ablate"])
 def test_nothing_of_the_target_is_left_in_any_gate(name):
     for config in GATES.values():
-        expert, weight, _ = run(getattr(iv, name)(config, TARGET), config)
+        expert, weight, _ = run(doses(config)[name], config)
         there = np.append(TARGET, np.zeros((L, 1), bool), axis=1)
         hit = there[np.arange(L)[:, None], expert]
         assert not weight[hit].any()
-        assert hit.any() == (name == "zero")
+        assert hit.any() == (name in ("zero", "mean_ablate"))
 
 
 def test_suppress_renormalises_a_sigmoid_only_if_the_gate_does():
@@ -478,6 +497,10 @@ ROUTES = np.zeros((T, L, K), int) + [0, 1]
         (lambda: iv.suppress(PLAIN, TARGET[:, :5]), r"suppress has shape \(3, 1, 5\), the model"),
         (lambda: iv.bias(PLAIN, TARGET, np.inf), "amount=inf must be finite"),
         (lambda: iv.scale(PLAIN, TARGET, np.nan), "factor=nan must be finite"),
+        (
+            lambda: iv.mean_ablate(PLAIN, TARGET, np.where(TARGET[..., None], np.inf, MEANS)),
+            "means of layer 0, expert 1 must be finite",
+        ),
         (lambda: iv.rank_shift(PLAIN, ALL, shift=-1), "shift=-1 must be at least 0"),
         (
             lambda: iv.permute(PLAIN, TARGET & (np.arange(E) < 2), seed=0),
@@ -509,3 +532,10 @@ ROUTES = np.zeros((T, L, K), int) + [0, 1]
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("means", [MEANS[:2], MEANS[:, :5], MEANS[..., 0]])
+def test_means_of_another_shape(means, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"means has shape \(\d, \d.* the target has \(3, 8\)"):
+        iv.mean_ablate(PLAIN, TARGET, means)

@@ -12,6 +12,7 @@ from moe_jax.misrouting import interventions
 from moe_jax.misrouting.scoring import score_options, score_text
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_lm import CausalLM
+from tests.edits import side_by_side
 
 GATE = GateConfig(num_experts=4, k=2, renormalise=True)
 CONTEXTS = [[5, 7, 9, 11, 2], [3], np.array([8, 1, 30])]
@@ -47,11 +48,6 @@ def target(*pairs):
     for layer, expert in pairs:
         mask[layer, expert] = True
     return mask
-
-
-def rows(*edits):
-    """[l 1 ...] of each prompt -> [l n ...]."""
-    return jax.tree.map(lambda *a: a[0] if a[0].ndim == 1 else jnp.concatenate(a, 1), *edits)
 
 
 @nnx.jit
@@ -113,7 +109,7 @@ def test_options_under_edits_that_differ_by_prompt_and_position(mixture):
         mixture,
         CONTEXTS,
         OPTIONS,
-        edit=rows(*(interventions.suppress(GATE, t) for t in targets)),
+        edit=side_by_side(*(interventions.suppress(GATE, t) for t in targets)),
         edit_where=where,
         batch_size=2,
     )
@@ -121,7 +117,7 @@ def test_options_under_edits_that_differ_by_prompt_and_position(mixture):
         mixture,
         CONTEXTS,
         OPTIONS,
-        edit_options=rows(*(interventions.suppress(GATE, t) for t in others)),
+        edit_options=side_by_side(*(interventions.suppress(GATE, t) for t in others)),
         batch_size=2,
     )
     for i, (context, options) in enumerate(zip(CONTEXTS, OPTIONS, strict=True)):
@@ -149,10 +145,10 @@ def test_edits_that_change_nothing_change_no_bit(mixture):
     both = [np.zeros(len(c) + len(y), bool) for c, y in zip(CONTEXTS, texts, strict=True)]
     for edit, where, whole in (
         (nothing, None, None),
-        (rows(nothing, nothing, nothing), None, None),
+        (side_by_side(nothing, nothing, nothing), None, None),
         (interventions.bias(GATE, target((0, 0)), 0.0), None, None),
         (strong, nowhere, both),
-        (rows(strong, nothing, strong), nowhere, both),
+        (side_by_side(strong, nothing, strong), nowhere, both),
     ):
         found = score_options(mixture, CONTEXTS, OPTIONS, edit=edit, edit_where=where, batch_size=2)
         np.testing.assert_array_equal(found.logp, base.logp)
@@ -171,7 +167,7 @@ def test_an_edit_out_of_scope_of_its_own_stays_so(mixture):
     off = strong._replace(tokens=jnp.zeros((2, 1), bool))
     everywhere = [np.ones(len(c), bool) for c in CONTEXTS]
     base = score_options(mixture, CONTEXTS, OPTIONS, batch_size=2).logp
-    for edit in (off, rows(off, off, off)):
+    for edit in (off, side_by_side(off, off, off)):
         found = score_options(
             mixture, CONTEXTS, OPTIONS, edit=edit, edit_where=everywhere, batch_size=2
         )
@@ -183,7 +179,7 @@ def test_texts_their_routing_and_the_vocabulary(mixture):
     targets = [target((0, 0), (1, 3)), target((1, 1)), target((0, 2), (1, 0))]
     random = np.random.default_rng(0)
     where = [random.random(len(c) + len(x)) < 0.5 for c, x in zip(CONTEXTS, texts, strict=True)]
-    edit = rows(*(interventions.suppress(GATE, t) for t in targets))
+    edit = side_by_side(*(interventions.suppress(GATE, t) for t in targets))
     plain = score_text(mixture, CONTEXTS, texts, batch_size=2, full=True)
     edited = score_text(
         mixture, CONTEXTS, texts, edit=edit, edit_where=where, batch_size=2, full=True
@@ -255,7 +251,7 @@ def test_what_is_refused(mixture, contexts, options, changes, error, message):
 
 def test_edits_and_texts_that_do_not_fit(mixture):
     one = interventions.identity(GATE, 2)
-    two = rows(one, one)
+    two = side_by_side(one, one)
     for name in ("edit", "edit_options"):
         with pytest.raises(
             ValueError, match=f"{name}.* its second axis must be 1 or the 3 prompts"

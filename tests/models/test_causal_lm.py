@@ -144,6 +144,24 @@ def test_edits_by_layer_and_vmapped():
         dense(jnp.asarray(IDS), edit=edits[0])
 
 
+def test_what_the_mixtures_read():
+    """The gates' logits are those of these inputs; nothing else changes by a bit."""
+    model = moe(gate=GateConfig(num_experts=4, k=2, renormalise=True))
+    where = jnp.asarray(np.arange(9)[None] < [[9], [6]])
+    ask = nnx.jit(lambda model, ids: model(ids, where, mixture_inputs=True))
+    plain, out = read(model, jnp.asarray(IDS), where), ask(model, jnp.asarray(IDS))
+    assert plain.inputs is None
+    assert out.inputs.shape == (2, 9, 2, 24)
+    for number, layer in enumerate((0, 2)):
+        logits = np.asarray(out.inputs[:, :, number]) @ model.layers[layer].ffn.gate.w_de[...]
+        own = np.asarray(out.routing.logits[:, :, number])
+        np.testing.assert_allclose(logits[where], own[where], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out.logits, plain.logits, atol=1e-5)
+    np.testing.assert_array_equal(out.routing.expert, plain.routing.expert)
+    dense = CausalLM(CausalConfig(vocab_size=40, num_layers=1, d_model=16), rngs=nnx.Rngs(0))
+    assert dense(jnp.asarray(IDS), mixture_inputs=True).inputs is None
+
+
 def test_gradients_are_those_of_finite_differences():
     model = moe(gate=GateConfig(num_experts=4, k=4))  # no choice, so the loss is smooth
     graph, state = nnx.split(model)

@@ -12,6 +12,7 @@ from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate import generate
 from moe_jax.models.sampling import SamplingConfig
+from tests.edits import side_by_side
 
 PROMPTS = [[5, 7, 9, 11, 2], [3], [8, 1, 30]]
 GATES = {
@@ -102,10 +103,7 @@ def test_edits_act_in_their_phase(mixture):
         return jax.tree.map(lambda *a: jnp.stack(a), one, one)
 
     base = generate(mixture, PROMPTS, max_new_tokens=6)
-    each = jax.tree.map(
-        lambda a, b, c: a if a.ndim == 1 else jnp.concatenate([a, b, c], 1),
-        *(edits(e) for e in range(3)),
-    )
+    each = side_by_side(*(edits(e) for e in range(3)))
     for number in range(3):
         n = len(PROMPTS[number])
         want = base[number].routing.expert

@@ -10,6 +10,7 @@ from moe_jax.gating import GateConfig, RoutingEdit
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate import generate
+from tests.edits import side_by_side
 
 GATE = GateConfig(num_experts=4, k=2, renormalise=True)
 PROMPTS = [[5, 7, 9, 11, 2], [3], [8, 1, 30]]
@@ -39,10 +40,6 @@ def suppressed(expert, tokens=None):
     return jax.tree.map(lambda *a: jnp.stack(a), one, one)
 
 
-def each(*edits):
-    return jax.tree.map(lambda *a: a[0] if a[0].ndim == 1 else jnp.concatenate(a, 1), *edits)
-
-
 @nnx.jit
 def read(model, ids, where, edit):
     return model(ids, where, edit=edit)
@@ -63,7 +60,7 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("shared", [True, False])
 def test_masks_act_as_the_tokens_of_an_edit_without_padding(mixture, shared):
     experts = (1, 1, 1) if shared else (0, 1, 2)
-    edit = suppressed(1) if shared else each(*map(suppressed, experts))
+    edit = suppressed(1) if shared else side_by_side(*map(suppressed, experts))
     found = run(mixture, edit_prompt=edit, edit_where=WHERE)
     for expert, prompt, where, mine in zip(experts, PROMPTS, WHERE, found, strict=True):
         n = len(prompt)
@@ -82,7 +79,7 @@ def test_everywhere_and_nowhere(mixture):
     nowhere = [np.zeros(len(p), bool) for p in PROMPTS]
     base = run(mixture)
     assert_same(run(mixture, edit_where=WHERE), base)
-    for edit in (suppressed(0), each(*map(suppressed, (0, 1, 2)))):
+    for edit in (suppressed(0), side_by_side(*map(suppressed, (0, 1, 2)))):
         plain = run(mixture, edit_prompt=edit)
         assert any(
             (a.routing.expert != b.routing.expert).any() for a, b in zip(plain, base, strict=True)
@@ -93,10 +90,12 @@ def test_everywhere_and_nowhere(mixture):
 
 def test_the_tokens_of_the_edit_count_too(mixture):
     off = suppressed(0)._replace(tokens=jnp.zeros((2, 1), bool))
-    first_only = each(suppressed(0), off, off)
+    first_only = side_by_side(suppressed(0), off, off)
     found = run(mixture, edit_prompt=first_only, edit_where=WHERE)
     only = [WHERE[0], np.zeros(1, bool), np.zeros(3, bool)]
-    assert_same(found, run(mixture, edit_prompt=each(*[suppressed(0)] * 3), edit_where=only))
+    assert_same(
+        found, run(mixture, edit_prompt=side_by_side(*[suppressed(0)] * 3), edit_where=only)
+    )
 
 
 @pytest.mark.parametrize(
