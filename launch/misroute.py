@@ -20,12 +20,16 @@ Flags:
                       own); a place to ask for the delimiter
   --interventions=... with commas between (default
                       {interventions}):
-                      on the experts suppress, exclude, zero, force, steer=-0.01 (below all other
-                      logits; 0.01: above), bias=2, scale=0.5, permute; on all tokens of their
-                      layers random, rank_shift, gumbel=1 (noise of that temperature), top_1; each
-                      acts always, or with @prompt, @explanation or @answer only while that is read
+                      on the experts suppress, exclude, zero, mean (their mean output in place of
+                      their own), force, steer=-0.01 (below all other logits; 0.01: above), bias=2,
+                      scale=0.5, permute; on all tokens of their layers random, rank_shift, gumbel=1
+                      (noise of that temperature), top_1, donor (the routes of a prompt of another
+                      difficulty), donor_peer (of the same), replay (those of --routes); each acts
+                      always, or with @prompt, @explanation or @answer only while that is read
   --controls=N        matched random sets for each intervention on experts: at least 20, or 0 for
                       none (default {controls})
+  --routes=FILE       an .npz with the experts that another engine chose for the prompts' tokens,
+                      for replay: an array [tokens, layers, k] for each prompt of the file, in order
   --delimiter=TEXT    what the model writes between explanation and answer (default {delimiter})
   --max_new_tokens=N  of the explanation with the delimiter (default {max_new_tokens})
   --answer_tokens=N   of the answer (default {answer_tokens})
@@ -65,10 +69,13 @@ from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from moe_jax.misrouting.prompts import Prompt
     from moe_jax.misrouting.selection import Chosen
-    from moe_jax.misrouting.study import Planted, StudyOf
+    from moe_jax.misrouting.study import StudyOf
     from moe_jax.misrouting.study_config import StudyConfig
+    from moe_jax.misrouting.study_runs import Planted
     from moe_jax.models.causal_pretrained import PretrainedLM
 
 _NEEDED = {
@@ -76,8 +83,15 @@ _NEEDED = {
     "prompts": "a .jsonl file of prompts",
     "workdir": "a folder to write to, such as runs/misroute",
 }
-_OPTIONAL = dict.fromkeys(("profile", "experts", "planted_ignores", "planted_uses", "system"), "")
-_OPTIONAL["chat"] = "false"
+_OPTIONAL = {
+    "profile": "",
+    "experts": "",
+    "routes": "",
+    "planted_ignores": "",
+    "planted_uses": "",
+    "chat": "false",
+    "system": "",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,9 +123,11 @@ def main(argv: Sequence[str]) -> None:
     tested = [prompts[i] for i in chosen.numbers]
     selection.check_prompts(lm, tested, chosen.numbers, config)
     filler_id(lm, config)
-    planted = _planted(given)
-    this = study.study_of(lm, tested, chosen.selection, planted, config, chat=chat, system=system)
-    _run(this, lm, tested, chosen, planted, workdir)
+    planted, routes = _planted(given), _routes(given, lm, len(prompts), chosen.numbers)
+    this = study.study_of(
+        lm, tested, chosen.selection, planted, config, chat=chat, system=system, recorded=routes
+    )
+    _run(this, lm, tested, chosen, planted, routes, workdir)
     cli.print_files(workdir)
 
 
@@ -121,6 +137,7 @@ def _run(
     tested: "list[Prompt]",
     chosen: "Chosen",
     planted: "Planted | None",
+    routes: "list[np.ndarray] | None",
     workdir: Path,
 ) -> None:
     """Run, write and print the study."""
@@ -137,7 +154,14 @@ def _run(
         progress = study_progress.StudyProgress(len(Log(workdir / "conditions.jsonl").records))
         with study_progress.stoppable(progress):
             records = study.run_study(
-                lm, tested, chosen.selection, config, workdir, planted=planted, progress=progress
+                lm,
+                tested,
+                chosen.selection,
+                config,
+                workdir,
+                planted=planted,
+                recorded=routes,
+                progress=progress,
             )
         found = summarise(
             records,
@@ -236,7 +260,7 @@ def _chosen(
 def _planted(given: dict[str, str]) -> "Planted | None":
     from moe_jax.misrouting.chat_prompts import reads_chats
     from moe_jax.misrouting.selection import check_model
-    from moe_jax.misrouting.study import Planted
+    from moe_jax.misrouting.study_runs import Planted
     from moe_jax.models.causal_pretrained import load_lm
 
     if not given["planted_uses"]:
@@ -247,6 +271,22 @@ def _planted(given: dict[str, str]) -> "Planted | None":
     if cli.chat_flags(given)[0]:
         ignores, uses = reads_chats(ignores), reads_chats(uses)
     return Planted(ignores=ignores, uses=uses)
+
+
+def _routes(
+    given: dict[str, str], lm: "PretrainedLM", prompts: int, numbers: Sequence[int]
+) -> "list[np.ndarray] | None":
+    """Recorded routes of the prompts to test on, from a file with those of all."""
+    from moe_jax.misrouting.profile_data import ModelShape
+    from moe_jax.misrouting.recorded_readings import read_recorded
+    from moe_jax.misrouting.scoped import gate_of
+
+    if not given["routes"]:
+        return None
+    gate = gate_of(lm)
+    shape = ModelShape(lm.name, lm.config.expert_layers, gate.num_experts, gate.k)
+    found = read_recorded(given["routes"], shape, prompts)
+    return [found[i] for i in numbers]
 
 
 def _settings(this: Any, said: str) -> str:

@@ -7,11 +7,11 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from moe_jax.gating import RoutingEdit
-from moe_jax.misrouting import interventions
-from moe_jax.misrouting.conditions import Condition
-from moe_jax.misrouting.context import Context, make_context
+import numpy as np
+
+from moe_jax.misrouting.context import ANSWER, Context, make_context
 from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.scoped import Scoped
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import same_answer, split_generation
 from moe_jax.models.causal_pretrained import PretrainedLM
@@ -41,45 +41,10 @@ class Answered(NamedTuple):
     ids: list[int]
 
 
-class Scoped(NamedTuple):
-    """An edit, and the identity where it is out of scope. So one program runs both.
-
-    Attributes:
-      edit: leaves [l 1 ...].
-      nothing: the identity.
-      scope: of `conditions.SCOPES`.
-    """
-
-    edit: RoutingEdit
-    nothing: RoutingEdit
-    scope: str
-
-    def during(self, part: str) -> RoutingEdit:
-        """The edit while tokens of a part are read."""
-        return self.edit if self.scope in ("all", part) else self.nothing
-
-
-def scoped(lm: PretrainedLM, condition: Condition) -> Scoped:
-    """The condition's edit with its scope."""
-    return unedited(lm)._replace(edit=condition.edit, scope=condition.scope)
-
-
-def unedited(lm: PretrainedLM) -> Scoped:
-    """No intervention, as arrays.
-
-    Raises:
-      ValueError: a model without experts.
-    """
-    if lm.config.experts is None:
-        raise ValueError("the model has no experts")
-    nothing = interventions.identity(lm.config.experts.gate, len(lm.config.expert_layers))
-    return Scoped(nothing, nothing, "all")
-
-
 def write_answers(
     lm: PretrainedLM,
     prompts: Sequence[Prompt],
-    condition: Condition,
+    edit: Scoped,
     config: StudyConfig,
     *,
     batch_size: int | None = None,
@@ -94,7 +59,7 @@ def write_answers(
     Args:
       lm: the model.
       prompts: the tasks.
-      condition: what to do to its routing.
+      edit: the intervention on these prompts.
       config: delimiter and lengths.
       batch_size: prompts at once; None: the config's.
       progress: called after each batch.
@@ -105,7 +70,8 @@ def write_answers(
     size, found = batch_size or config.batch_size, []
     for start in range(0, len(prompts), size):
         some = prompts[start : start + size]
-        found += _write(lm, some, scoped(lm, condition), config)
+        mine = edit.take(range(start, start + len(some)))
+        found += _write(lm, some, mine, config)
         if progress is not None:
             progress(len(some))
     return found
@@ -127,17 +93,20 @@ def context_of(
 def _write(
     lm: PretrainedLM, prompts: Sequence[Prompt], edit: Scoped, config: StudyConfig
 ) -> list[Answered]:
-    asked = [make_context(lm.tokenizer, p.text, "", "").ids for p in prompts]
-    decode = lm.tokenizer.decode
+    asked = [make_context(lm.tokenizer, p.text, "", "") for p in prompts]
+    decode, every = lm.tokenizer.decode, range(len(prompts))
     first = generate(
         lm.model,
-        asked,
+        [c.ids for c in asked],
         max_new_tokens=config.max_new_tokens,
         stop_ids=lm.stop_ids,
         stop_texts=[config.delimiter],
         decode=decode,
-        edit_prompt=edit.during("prompt"),
-        edit_generated=edit.during("explanation"),
+        edit_prompt=edit.on(asked, every),
+        edit_where=[c.within(edit.scope) for c in asked],
+        edit_generated=edit.later(
+            "explanation", [0] * len(asked), every, count=config.max_new_tokens - 1
+        ),
     )
     parts = [split_generation(decode(g.content.tolist()), config.delimiter) for g in first]
     contexts = [
@@ -150,9 +119,14 @@ def _write(
         stop_ids=lm.stop_ids,
         stop_texts=["\n"],
         decode=decode,
-        edit_prompt=edit.edit,
+        edit_prompt=edit.on(contexts, every),
         edit_where=[c.within(edit.scope) for c in contexts],
-        edit_generated=edit.during("answer"),
+        edit_generated=edit.later(
+            "answer",
+            [int(np.sum(c.part == ANSWER)) for c in contexts],
+            every,
+            count=config.answer_tokens - 1,
+        ),
     )
     found = []
     for prompt, part, one, two in zip(prompts, parts, first, second, strict=True):

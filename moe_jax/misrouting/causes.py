@@ -10,13 +10,16 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moe_jax.misrouting import interventions
-from moe_jax.misrouting.answering import Answered, context_of, scoped, unedited, write_answers
-from moe_jax.misrouting.conditions import ON_EXPERTS, Condition, Spec, make_edit
+from moe_jax.misrouting.answering import Answered, context_of, write_answers
+from moe_jax.misrouting.conditions import ON_EXPERTS, Spec
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT, Context
+from moe_jax.misrouting.edited_scores import option_logp, text_logp, text_scores
+from moe_jax.misrouting.edits import make_edit
 from moe_jax.misrouting.faithfulness import option_probs
-from moe_jax.misrouting.probing import Explained, option_ids, read_texts
+from moe_jax.misrouting.probing import Explained, option_ids
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.scoring import score_options
+from moe_jax.misrouting.routes import by_part
+from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
 
@@ -60,12 +63,13 @@ def agreement_record(
     ]
     order = np.argsort(-(usage + target * (1 + np.max(usage, initial=0))), axis=None, kind="stable")
     candidates = [divmod(int(i), usage.shape[1]) for i in order[:CANDIDATES]]
-    base = _sums(lm, contexts, delimiters, unedited(lm).edit, config)
+    plain = unedited(lm)
+    base = _sums(lm, contexts, delimiters, plain, config)
     answer, explanation = [], []
     for layer, expert in candidates:
         one = np.zeros_like(target)
         one[layer, expert] = True
-        edit = interventions.suppress(_gate(lm), one)
+        edit = plain._replace(edit=interventions.suppress(gate_of(lm), one))
         now = _sums(lm, contexts, delimiters, edit, config)
         answer.append(float(np.mean(base[0] - now[0])))
         explanation.append(float(np.mean(base[1] - now[1])))
@@ -84,7 +88,7 @@ def mediation_record(
     prompts: Sequence[Prompt],
     base: Sequence[Answered],
     options: Sequence[tuple[str, ...]],
-    run: Condition,
+    edit: Scoped,
     config: StudyConfig,
     *,
     separator: str,
@@ -99,16 +103,15 @@ def mediation_record(
       prompts: the tasks.
       base: what it wrote without intervention.
       options: answers to choose from, the right one first.
-      run: the intervention, of scope "all".
+      edit: the intervention on these prompts, of scope "all".
       config: lengths, batch size.
       separator: between delimiter and answer.
 
     Returns:
       `y_00`, `y_10`, `y_01`, `y_11` [n].
     """
-    writing = run._replace(scope="explanation")
-    written = write_answers(lm, prompts, writing, config)
-    found = {}
+    written = write_answers(lm, prompts, edit._replace(scope="explanation"), config)
+    found, every = {}, range(len(prompts))
     for a, texts in enumerate((base, written)):
         explained = [
             Explained(prompt, one.explanation, mine)
@@ -119,17 +122,9 @@ def mediation_record(
             option_ids(lm, context, one, config, separator)
             for context, one in zip(contexts, explained, strict=True)
         ]
-        for b, edit in enumerate((unedited(lm), scoped(lm, run._replace(scope="answer")))):
-            scores = score_options(
-                lm.model,
-                [context.ids for context in contexts],
-                ids,
-                edit=edit.edit,
-                edit_where=[context.within(edit.scope) for context in contexts],
-                edit_options=edit.during("answer"),
-                batch_size=config.batch_size,
-            )
-            found[f"y_{a}{b}"] = option_probs(np.asarray(scores.logp, np.float64))[:, 0]
+        for b, acting in enumerate((edit.off(), edit._replace(scope="answer"))):
+            logp = option_logp(lm, contexts, every, ids, acting, batch_size=config.batch_size)
+            found[f"y_{a}{b}"] = option_probs(logp)[:, 0]
     return found
 
 
@@ -139,7 +134,8 @@ def zero_dose_record(
     """Is every intervention at dose zero bitwise the run without one?
 
     On the log-probabilities of the first batch of texts: for each of ON_EXPERTS with no expert in
-    its target, bias 0 and scale 1 on all experts, Gumbel noise of temperature 0.
+    its target, bias 0 and scale 1 on all experts, Gumbel noise of temperature 0, and the routes
+    that the texts take anyway, replayed.
 
     Returns:
       `same`: True or False by name.
@@ -147,20 +143,27 @@ def zero_dose_record(
     some = [
         context_of(lm, one.prompt, one.explanation, config) for one in texts[: config.batch_size]
     ]
-    shape = (len(lm.config.expert_layers), _gate(lm).num_experts)
-    base = read_texts(lm, some, None, "all", config)
+    gate = gate_of(lm)
+    shape = (len(lm.config.expert_layers), gate.num_experts)
+    size, numbers, plain = config.batch_size, range(len(some)), unedited(lm)
+    read = text_scores(lm, some, numbers, plain, batch_size=size)
+    base = [np.asarray(one.logp, np.float64) for one in read]
     none, every = np.zeros(shape, bool), np.ones(shape, bool)
+    means = np.ones((*shape, lm.config.d_model), np.float32)
     edits = {
-        name: make_edit(_gate(lm), Spec(name, 2.0, "all"), none, seed=config.seed)
+        name: make_edit(gate, Spec(name, 2.0, "all"), none, seed=config.seed, means=means)
         for name in ON_EXPERTS
     }
-    edits["bias=0"] = interventions.bias(_gate(lm), every, 0.0)
-    edits["scale=1"] = interventions.scale(_gate(lm), every, 1.0)
+    own = tuple(by_part(text, one.expert) for text, one in zip(some, read, strict=True))
+    edits["bias=0"] = interventions.bias(gate, every, 0.0)
+    edits["scale=1"] = interventions.scale(gate, every, 1.0)
     layers = np.ones(shape[0], bool)
-    edits["gumbel=0"] = interventions.gumbel(_gate(lm), layers, 0.0, seed=config.seed)
+    edits["gumbel=0"] = interventions.gumbel(gate, layers, 0.0, seed=config.seed)
+    acting = {name: plain._replace(edit=edit) for name, edit in edits.items()}
+    acting["replay"] = plain._replace(routes=own)
     same = {}
-    for name, edit in edits.items():
-        now = read_texts(lm, some, edit, "all", config)
+    for name, edit in acting.items():
+        now = text_logp(lm, some, numbers, edit, batch_size=size)
         same[name] = all(np.array_equal(p, q) for p, q in zip(base, now, strict=True))
     return {"same": same}
 
@@ -169,21 +172,14 @@ def _sums(
     lm: PretrainedLM,
     contexts: Sequence[Context],
     delimiters: Sequence[int],
-    edit: Any,
+    edit: Scoped,
     config: StudyConfig,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """l(y | x, r), and l(r | x) / |r|."""
     answer, explanation = [], []
-    for context, skip, logp in zip(
-        contexts, delimiters, read_texts(lm, contexts, edit, "all", config), strict=True
-    ):
+    read = text_logp(lm, contexts, range(len(contexts)), edit, batch_size=config.batch_size)
+    for context, skip, logp in zip(contexts, delimiters, read, strict=True):
         part = context.part[context.part != PROMPT]
         answer.append(logp[part == ANSWER][skip:].sum())
         explanation.append(logp[part == EXPLANATION].mean())
     return np.asarray(answer), np.asarray(explanation)
-
-
-def _gate(lm: PretrainedLM) -> Any:
-    if lm.config.experts is None:
-        raise ValueError("the model has no experts")
-    return lm.config.experts.gate

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from moe_jax.misrouting.answering import Scoped, context_of
+from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.context import Context
+from moe_jax.misrouting.edited_scores import option_logp
 from moe_jax.misrouting.faithfulness import concept_alignment, option_probs
 from moe_jax.misrouting.probing import Explained, filler_id, option_ids
-from moe_jax.misrouting.scoring import score_options
+from moe_jax.misrouting.scoped import Scoped
 from moe_jax.misrouting.stability import js_divergence
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
@@ -75,7 +76,7 @@ def named_concepts(
     Args:
       lm: the model.
       explained: what to measure.
-      edit: the intervention.
+      edit: the intervention, on the prompts of `explained`.
       config: filler, batch size.
       separator: between delimiter and answer.
 
@@ -94,17 +95,10 @@ def named_concepts(
             1 + len(mine)
         )
         counts.append(1 + len(mine))
-    scores = score_options(
-        lm.model,
-        [text.ids for text in texts],
-        options,
-        edit=edit.edit,
-        edit_where=[text.within(edit.scope) for text in texts],
-        edit_options=edit.during("answer"),
-        batch_size=config.batch_size,
-    )
+    owner = np.repeat(np.arange(len(counts)), counts).tolist()
+    scores = option_logp(lm, texts, owner, options, edit, batch_size=config.batch_size)
     found = []
-    parts = np.split(np.asarray(scores.logp, np.float64), np.cumsum(counts)[:-1])
+    parts = np.split(scores, np.cumsum(counts)[:-1])
     for one, logp in zip(explained, parts, strict=True):
         with np.errstate(divide="ignore"):
             said = np.log(option_probs(logp))

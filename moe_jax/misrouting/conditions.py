@@ -13,16 +13,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moe_jax.errors import UserError
-from moe_jax.gating import GateConfig, RoutingEdit
-from moe_jax.misrouting import interventions
+from moe_jax.gating import GateConfig
 from moe_jax.misrouting.controls import least_like, matched_controls
 
 Target = Bool[np.ndarray, "l e"]
 
 SCOPES = ("all", "prompt", "explanation", "answer")
-ON_EXPERTS = ("suppress", "exclude", "zero", "force", "steer", "bias", "scale", "permute")
+ON_EXPERTS = ("suppress", "exclude", "zero", "mean", "force", "steer", "bias", "scale", "permute")
 """Interventions that are aimed at a set of experts, so that other sets can be controls."""
-ON_LAYERS = ("random", "rank_shift", "gumbel", "top_1")
+ON_LAYERS = ("random", "rank_shift", "gumbel", "top_1", "donor", "donor_peer", "replay")
 """Interventions that concern every token of the layers that hold the chosen experts."""
 _AMOUNTS = {"steer": -0.01, "bias": 2.0, "scale": 0.5, "gumbel": 1.0}
 """Defaults of those that take an amount."""
@@ -58,14 +57,12 @@ class Condition(NamedTuple):
       experts: "selected", "opposite", "random-07"; for runs without intervention their name.
       scope: of SCOPES.
       target: experts that it is aimed at; none for the base.
-      edit: leaves [l 1 ...].
     """
 
     spec: str
     experts: str
     scope: str
     target: Target
-    edit: RoutingEdit
 
     @property
     def key(self) -> str:
@@ -106,6 +103,11 @@ def parse_spec(text: str) -> Spec:
             number = math.nan
         if not math.isfinite(number):
             raise UserError(f"interventions: {text!r}: {amount!r} is not a number")
+    if name == "replay" and scope not in ("", "all", "prompt"):
+        raise UserError(
+            f"interventions: {text!r}: records are of the prompts' tokens: use replay or "
+            "replay@prompt"
+        )
     if name == "steer" and number == 0:
         raise UserError(f"interventions: {text!r}: the amount must not be 0")
     if name == "gumbel" and number <= 0:
@@ -113,13 +115,12 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, number, scope or "all")
 
 
-def make_edit(gate: GateConfig, spec: Spec, target: Target, *, seed: int) -> RoutingEdit:
-    """The edit of a spec for a set of experts, leaves [l 1 ...].
+def check_spec(gate: GateConfig, spec: Spec, target: Target) -> None:
+    """Can these experts of this gate be treated so?
 
     Raises:
       UserError: "permute" with a single expert in a layer, "top_1" on a gate that has one choice.
     """
-    layers = np.asarray(target.any(axis=1))
     if spec.name == "top_1" and gate.slots == 1:
         raise UserError("interventions: top_1 changes nothing here: the gate has one choice")
     if spec.name == "permute" and np.any(target.sum(axis=1) == 1):
@@ -127,23 +128,6 @@ def make_edit(gate: GateConfig, spec: Spec, target: Target, *, seed: int) -> Rou
             "interventions: permute exchanges experts of a layer, and a layer has one selected: "
             "select more, or leave it out"
         )
-    if spec.name in ("suppress", "exclude", "zero", "force"):
-        return getattr(interventions, spec.name)(gate, target)
-    if spec.name in ("bias", "scale"):
-        return getattr(interventions, spec.name)(gate, target, spec.amount)
-    if spec.name == "permute":
-        return interventions.permute(gate, target, seed=seed)
-    if spec.name == "steer":
-        sets = (target, np.zeros_like(target))
-        forced, suppressed = sets if spec.amount > 0 else sets[::-1]
-        return interventions.steer(
-            gate, forced=forced, suppressed=suppressed, margin=abs(spec.amount)
-        )
-    if spec.name == "random":
-        return interventions.random(gate, layers, seed=seed)
-    if spec.name == "gumbel":
-        return interventions.gumbel(gate, layers, spec.amount, seed=seed)
-    return getattr(interventions, spec.name)(gate, layers)
 
 
 def conditions(
@@ -170,19 +154,17 @@ def conditions(
       seed: of the sets and of random interventions.
 
     Raises:
-      UserError: too few experts outside the target to match it; as `make_edit`.
+      UserError: too few experts outside the target to match it; as `check_spec`.
     """
-    layers = len(target)
-    nothing = np.zeros_like(target)
-    found = [Condition(BASE, BASE, "all", nothing, interventions.identity(gate, layers))]
+    found = [Condition(BASE, BASE, "all", np.zeros_like(target))]
     sets = {"selected": target}
     if any(spec.name in ON_EXPERTS for spec in specs):
         sets |= _other_sets(target, usage=usage, score=score, controls=controls, seed=seed)
     for spec in specs:
         mine = sets if spec.name in ON_EXPERTS else {"selected": target}
         for name, experts in mine.items():
-            edit = make_edit(gate, spec, experts, seed=seed)
-            found.append(Condition(str(spec), name, spec.scope, experts, edit))
+            check_spec(gate, spec, experts)
+            found.append(Condition(str(spec), name, spec.scope, experts))
     return found
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from moe_jax.misrouting.answering import Answered, Scoped, context_of
-from moe_jax.misrouting.conditions import Condition
-from moe_jax.misrouting.context import PROMPT, Context
+from moe_jax.misrouting.answering import Answered, context_of
 from moe_jax.misrouting.dose import dose
+from moe_jax.misrouting.edited_scores import text_scores
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.scoring import TextScore, score_text
+from moe_jax.misrouting.scoped import Scoped
+from moe_jax.misrouting.scoring import TextScore
 from moe_jax.misrouting.stability import (
     first_divergence,
     js_divergence,
@@ -52,7 +52,7 @@ def disturb(
     base: Sequence[Answered],
     now: Sequence[Answered],
     edit: Scoped,
-    condition: Condition,
+    target: Bool[np.ndarray, "l e"],
     config: StudyConfig,
     *,
     batch_size: int | None = None,
@@ -71,7 +71,7 @@ def disturb(
       base: what it wrote without intervention.
       now: what it writes with it.
       edit: the intervention.
-      condition: for its target.
+      target: the experts that it is aimed at.
       config: delimiter, batch size.
       batch_size: another one, for the noise floor; None: the config's.
     """
@@ -84,16 +84,17 @@ def disturb(
     size = batch_size or config.batch_size
     for start in range(0, len(texts), size):
         some = texts[start : start + size]
-        before = _read(lm, some, edit._replace(edit=edit.nothing), config.batch_size)
-        after = _read(lm, some, edit, size)
+        mine = range(start, start + len(some))
+        before = text_scores(lm, some, mine, edit.off(), batch_size=config.batch_size, full=True)
+        after = text_scores(lm, some, mine, edit, batch_size=size, full=True)
         for i, text in enumerate(some):
             was, is_now = _arrays(before[i]), _arrays(after[i])
             js.append(float(js_divergence(was[0], is_now[0]).mean()))
             top1.append(float(top1_agrees(was[0], is_now[0]).mean()))
-            on, experts = text.within(edit.scope), condition.target.shape[1]
+            on, experts = text.within(edit.scope), target.shape[1]
             drift.append(float(routing_drift(was[1], is_now[1], experts, where=on).mean()))
             routes.append((*was[1:], *is_now[1:], on))
-    base_dose, now_dose = _doses(routes, condition)
+    base_dose, now_dose = _doses(routes, target)
     ids = [(np.asarray(a.ids), np.asarray(b.ids)) for a, b in zip(base, now, strict=True)]
     metric = {
         "js": js,
@@ -109,21 +110,6 @@ def disturb(
     return Disturbed(arrays, now_dose, base_dose)
 
 
-def _read(
-    lm: PretrainedLM, texts: Sequence[Context], edit: Scoped, batch_size: int
-) -> list[TextScore]:
-    split = [int(np.sum(text.part == PROMPT)) for text in texts]
-    return score_text(
-        lm.model,
-        [text.ids[:at] for text, at in zip(texts, split, strict=True)],
-        [text.ids[at:] for text, at in zip(texts, split, strict=True)],
-        edit=edit.edit,
-        edit_where=[text.within(edit.scope) for text in texts],
-        batch_size=batch_size,
-        full=True,
-    )
-
-
 def _arrays(one: TextScore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities over the vocabulary, experts, weights."""
     if one.vocabulary is None or one.expert is None or one.weight is None:
@@ -132,10 +118,10 @@ def _arrays(one: TextScore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _doses(
-    routes: Sequence[tuple[np.ndarray, ...]], condition: Condition
+    routes: Sequence[tuple[np.ndarray, ...]], target: Bool[np.ndarray, "l e"]
 ) -> tuple[dict[str, float], dict[str, float]]:
     joined = [np.concatenate(arrays) for arrays in zip(*routes, strict=True)]
-    found = dose((joined[0], joined[1]), (joined[2], joined[3]), condition.target, where=joined[4])
+    found = dose((joined[0], joined[1]), (joined[2], joined[3]), target, where=joined[4])
     before, after = (
         {name: float(getattr(one, name)) for name in DOSES}
         for one in (found.base_overall, found.overall)

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from moe_jax.errors import UserError
-from moe_jax.gating import RoutingEdit
-from moe_jax.misrouting.answering import Scoped, context_of
+from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT, Context
+from moe_jax.misrouting.edited_scores import option_logp, text_logp
 from moe_jax.misrouting.faithfulness import (
     cc_shap,
     corrupted_steps,
@@ -23,7 +23,7 @@ from moe_jax.misrouting.faithfulness import (
     option_probs,
 )
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.scoring import score_options, score_text
+from moe_jax.misrouting.scoped import Scoped
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import corrupted, filler_ids, steps
 from moe_jax.models.causal_pretrained import PretrainedLM
@@ -84,7 +84,7 @@ def probe(
     Args:
       lm: the model.
       explained: what to measure.
-      edit: the intervention.
+      edit: the intervention, on the prompts of `explained`.
       config: filler, steps, batch size.
       separator: between delimiter and answer.
 
@@ -100,17 +100,10 @@ def probe(
         for option in [option_ids(lm, mine.contexts[mine.full], one, config, separator)]
         for _ in mine.contexts
     ]
-    scores = score_options(
-        lm.model,
-        [c.ids for c in flat],
-        options,
-        edit=edit.edit,
-        edit_where=[c.within(edit.scope) for c in flat],
-        edit_options=edit.during("answer"),
-        batch_size=config.batch_size,
-    )
-    ends = np.cumsum([len(one.contexts) for one in texts])[:-1]
-    logp = np.split(np.asarray(scores.logp, np.float64), ends)
+    counts = [len(one.contexts) for one in texts]
+    owner = np.repeat(np.arange(len(counts)), counts).tolist()
+    scores = option_logp(lm, flat, owner, options, edit, batch_size=config.batch_size)
+    logp = np.split(scores, np.cumsum(counts)[:-1])
     rows = [_figures(one, mine) for one, mine in zip(logp, texts, strict=True)]
     metric = {name: np.asarray([row[name] for row in rows], np.float64) for name in METRICS}
     full = np.stack([mine[one.full] for mine, one in zip(logp, texts, strict=True)])
@@ -164,7 +157,7 @@ def input_alignment(
     Args:
       lm: the model.
       explained: what to measure.
-      edit: the intervention.
+      edit: the intervention, on the prompts of `explained`.
       config: filler, batch size.
       separator: between delimiter and answer.
 
@@ -179,7 +172,8 @@ def input_alignment(
         versions = [whole.ids, *_left_out(whole, unit)]
         texts += [Context(ids, whole.part) for ids in versions]
         counts.append((len(versions), int(np.sum(asked.part == ANSWER))))
-    logp = read_texts(lm, texts, edit.edit, edit.scope, config)
+    owner = np.repeat(np.arange(len(counts)), [count for count, _ in counts]).tolist()
+    logp = text_logp(lm, texts, owner, edit, batch_size=config.batch_size)
     found, start = [], 0
     for count, delimiter in counts:
         base, *others = logp[start : start + count]
@@ -189,26 +183,6 @@ def input_alignment(
         found.append(cc_shap(answered, said) if len(said) else np.nan)
         start += count
     return np.asarray(found)
-
-
-def read_texts(
-    lm: PretrainedLM,
-    texts: Sequence[Context],
-    edit: RoutingEdit | None,
-    scope: str,
-    config: StudyConfig,
-) -> list[Float[np.ndarray, " r"]]:
-    """Log-probability of every token after the prompt's, given those before it."""
-    split = [int(np.sum(text.part == PROMPT)) for text in texts]
-    scores = score_text(
-        lm.model,
-        [text.ids[:at] for text, at in zip(texts, split, strict=True)],
-        [text.ids[at:] for text, at in zip(texts, split, strict=True)],
-        edit=edit,
-        edit_where=None if edit is None else [text.within(scope) for text in texts],
-        batch_size=config.batch_size,
-    )
-    return [np.asarray(one.logp, np.float64) for one in scores]
 
 
 class _Texts(NamedTuple):

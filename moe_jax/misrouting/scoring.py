@@ -4,7 +4,8 @@
     option_probs(scores.logp, length=scores.length)        # [n o], see faithfulness
 
 `edit` and `edit_where` are those of `generate`; an edit of [l n ...] has a row for each prompt, so
-one call runs prompts x interventions as rows of one compiled program. Rows are read in batches of
+one call runs prompts x interventions as rows of one compiled program, and a list has an edit for
+each, with a row for each of its tokens (`rows.Edits`). Rows are read in batches of
 nearly equal length, each padded to batch_size rows; no result depends on the others in its batch,
 but for the draws of random experts (`random_k`) and rounding. Every program takes an edit, the
 identity where none is given: an edit that changes nothing gives the same bits as none.
@@ -27,7 +28,7 @@ from moe_jax.misrouting.scoring_programs import programs
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate_checks import Prompt, check_edit, checked_ids, checked_masks
-from moe_jax.models.rows import batches, padded, padded_masks, rounded
+from moe_jax.models.rows import Edits, batches, by_position, padded, padded_masks, rounded
 from moe_jax.routing_edit import WITHOUT_TOKENS
 
 # Options are short: their tokens grow by this many positions.
@@ -70,9 +71,9 @@ def score_options(
     contexts: Sequence[Prompt],
     options: Sequence[Sequence[Prompt]],
     *,
-    edit: RoutingEdit | None = None,
+    edit: Edits | None = None,
     edit_where: Masks | None = None,
-    edit_options: RoutingEdit | None = None,
+    edit_options: Edits | None = None,
     batch_size: int = 64,
     pad_id: int = 0,
 ) -> Scores:
@@ -88,10 +89,11 @@ def score_options(
       model: the model; it is not changed.
       contexts: token ids of each prompt, at least one.
       options: of each prompt, token ids of its options: as many for each prompt.
-      edit: acts while contexts are read; leaves [l 1 ...], or [l n ...], one for each context.
+      edit: acts while contexts are read; leaves [l 1 ...], or [l n ...], one for each context; or
+        a list of edits with leaves [l 1 ...] or [l t ...].
       edit_where: for each context, at which of its tokens [t]; None: at all.
-      edit_options: acts at all tokens of options that are read; leaves [l 1 ...] or [l n ...], the
-        same for all options of a context.
+      edit_options: acts at all tokens of options that are read; as `edit`, the same for all options
+        of a context: edits of a list have a row for each token but the last of the longest option.
       batch_size: contexts read together.
       pad_id: read, and ignored, beside short rows.
 
@@ -105,18 +107,19 @@ def score_options(
     rows = [checked_ids(f"context {i}", c, config.vocab_size) for i, c in enumerate(contexts)]
     answers = _checked_options(options, rows, config)
     masks = checked_masks("edit_where", edit_where, [len(r) for r in rows])
-    for name, given in (("edit", edit), ("edit_options", edit_options)):
-        check_edit(name, given, n)
     shape = (n, len(answers[0]) if answers else 0)
     length = np.array([[len(y) for y in ys] for ys in answers], np.int64).reshape(shape)
+    context_lengths, most = [len(row) for row in rows], int(length.max(initial=1)) - 1
+    check_edit("edit", edit, n, context_lengths)
+    check_edit("edit_options", edit_options, n, [most] * n)
     logp = np.zeros(shape, np.float32)
     if not logp.size:
         return Scores(logp, length)
     leaves, treedef = jax.tree.flatten(model)
     run = programs(treedef)[0]
     # One width for all batches: less to compile.
-    read = rounded(int(length.max()) - 1, _OPTION_STRIDE)
-    for mine, line in batches([len(r) for r in rows], batch_size):
+    read = rounded(most, _OPTION_STRIDE)
+    for mine, line in batches(context_lengths, batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
         ids_bor = np.full((batch_size, length.shape[1], read + 1), pad_id, np.int32)
         for b, i in enumerate(line):
@@ -127,11 +130,11 @@ def score_options(
             leaves,
             ids_bs,
             where_bs,
-            _rows_of(edit, line, config),
+            _rows_of(edit, line, config, context_lengths, ids_bs.shape[1]),
             padded_masks([masks[i] for i in line], ids_bs.shape[1]) & where_bs,
             ids_bor,
             length[line],
-            _rows_of(edit_options, line, config),
+            _rows_of(edit_options, line, config, [most] * n, read, left=False),
         )
         logp[line[:mine]] = np.asarray(found)[:mine]
     _check_numbers(list(logp))
@@ -143,7 +146,7 @@ def score_text(
     contexts: Sequence[Prompt],
     texts: Sequence[Prompt],
     *,
-    edit: RoutingEdit | None = None,
+    edit: Edits | None = None,
     edit_where: Masks | None = None,
     full: bool = False,
     batch_size: int = 64,
@@ -158,7 +161,8 @@ def score_text(
       model: the model; it is not changed.
       contexts: token ids of each prompt, at least one.
       texts: token ids of the text after each; may be empty.
-      edit: leaves [l 1 ...], or [l n ...], one for each prompt.
+      edit: leaves [l 1 ...], or [l n ...], one for each prompt; or a list of edits with leaves
+        [l 1 ...] or [l t ...].
       edit_where: for each prompt, at which tokens of context + text [t]; None: at all.
       full: give `vocabulary` too, r * v numbers for each prompt.
       batch_size: prompts read together.
@@ -180,19 +184,20 @@ def score_text(
     rows = [np.concatenate(both) for both in zip(before, after, strict=True)]
     for i, row in enumerate(rows):
         _check_room(f"context {i} and its text", len(row), config)
-    masks = checked_masks("edit_where", edit_where, [len(r) for r in rows])
-    check_edit("edit", edit, n)
+    lengths = [len(row) for row in rows]
+    masks = checked_masks("edit_where", edit_where, lengths)
+    check_edit("edit", edit, n, lengths)
     leaves, treedef = jax.tree.flatten(model)
     run = programs(treedef)[1]
     found: dict[int, TextScore] = {}
-    for mine, line in batches([len(r) for r in rows], batch_size):
+    for mine, line in batches(lengths, batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
         where_bs[mine:] = False
         s = ids_bs.shape[1]
         # Rows end together, so the texts are in the last positions.
         last = min(rounded(max(len(after[i]) for i in line)), s - 1)
         on_bs = padded_masks([masks[i] for i in line], s) & where_bs
-        mine_edit = _rows_of(edit, line, config)
+        mine_edit = _rows_of(edit, line, config, lengths, s)
         out = jax.device_get(run(leaves, ids_bs, where_bs, mine_edit, on_bs, last, full))
         for b, i in enumerate(line[:mine].tolist()):
             text, whole = last - len(after[i]), s - len(rows[i])
@@ -207,9 +212,20 @@ def score_text(
 
 
 def _rows_of(
-    edit: RoutingEdit | None, line: Int[np.ndarray, " rows"], config: CausalConfig
+    edit: Edits | None,
+    line: Int[np.ndarray, " rows"],
+    config: CausalConfig,
+    lengths: Sequence[int],
+    s: int,
+    *,
+    left: bool = True,
 ) -> RoutingEdit | None:
-    """The edit of these prompts, [l rows ...] whatever it was, so that all take one program."""
+    """The edit of these prompts, [l rows ...] whatever it was, so that all take one program.
+
+    A list becomes [l rows s ...], at the positions of the tokens.
+    """
+    if edit is not None and not isinstance(edit, RoutingEdit):
+        return by_position([edit[i] for i in line], [lengths[i] for i in line], s, left=left)
     if edit is None:
         if config.experts is None or not config.expert_layers:
             return None

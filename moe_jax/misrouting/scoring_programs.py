@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.rebuilt import rebuilt
-from moe_jax.models.rows import for_positions
+from moe_jax.models.rows import for_positions, has_positions
+from moe_jax.routing_edit import WITHOUT_TOKENS
 
 
 class TextsRead(NamedTuple):
@@ -60,7 +61,7 @@ def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRea
             ids[:, :-1],
             read.reshape(b * o, r - 1),
             cache=jax.tree.map(lambda a: jnp.repeat(a, o, axis=0) if a.ndim else a, out.cache),
-            edit=for_positions(edit_options, read.reshape(b, -1)),
+            edit=for_positions(_for_options(edit_options, o), read.reshape(b, -1)),
         )
         later = _of_tokens(jax.nn.log_softmax(out.logits), ids[:, 1:]).reshape(b, o, r - 1)
         return logp_bo + jnp.sum(jnp.where(read, later, 0), axis=-1)
@@ -87,6 +88,19 @@ def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRea
         )
 
     return options, texts
+
+
+def _for_options(edit: RoutingEdit | None, options: int) -> RoutingEdit | None:
+    """The edit of a context's option as that of all its options, one after the other."""
+    if edit is None or not has_positions(edit):
+        return edit
+
+    def repeated(name: str, a: Array) -> Array:
+        if name in WITHOUT_TOKENS or a.shape[2] == 1:
+            return a
+        return jnp.concatenate([a] * options, axis=2)
+
+    return RoutingEdit(**{name: repeated(name, a) for name, a in edit._asdict().items()})
 
 
 def _of_tokens(said: Float[Array, "b s v"], ids: Int[Array, "b s"]) -> Float[Array, "b s"]:

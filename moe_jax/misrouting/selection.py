@@ -17,7 +17,6 @@ from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import OnProgress, read
 from moe_jax.misrouting.reading_tokens import tokenise
-from moe_jax.misrouting.study import Selection
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.usage import usage
 from moe_jax.models.causal_config import CausalConfig
@@ -25,6 +24,20 @@ from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.tokenizer import encode_text
 
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*", re.ASCII)
+
+
+class Selection(NamedTuple):
+    """The experts to misroute, from Stage 1.
+
+    Attributes:
+      target: the selected experts.
+      usage: of all experts, to match controls by.
+      score: by which they were selected; the larger, the more they change with difficulty.
+    """
+
+    target: Bool[np.ndarray, "l e"]
+    usage: Float[np.ndarray, "l e"]
+    score: Float[np.ndarray, "l e"]
 
 
 class Chosen(NamedTuple):

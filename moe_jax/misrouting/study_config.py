@@ -29,10 +29,13 @@ class StudyConfig:
         "suppress",
         "suppress@answer",
         "zero",
+        "mean",
         "scale=0.5",
         "random",
         "gumbel",
         "rank_shift",
+        "donor",
+        "donor_peer",
     )
     controls: int = 20
     delimiter: str = "Answer:"

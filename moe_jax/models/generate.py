@@ -28,7 +28,15 @@ from moe_jax.models.generate_checks import (
 )
 from moe_jax.models.new_texts import NewTexts
 from moe_jax.models.rebuilt import rebuilt
-from moe_jax.models.rows import for_positions, padded, padded_masks, rounded
+from moe_jax.models.rows import (
+    Edits,
+    at_position,
+    by_position,
+    for_positions,
+    padded,
+    padded_masks,
+    rounded,
+)
 from moe_jax.models.sampling import SamplingConfig, sample
 
 # (step from 0, ids [b]) after every token; -1 in rows that had stopped before.
@@ -88,9 +96,9 @@ def generate(
     decode: Decode | None = None,
     seed: int = 0,
     pad_id: int = 0,
-    edit_prompt: RoutingEdit | None = None,
+    edit_prompt: Edits | None = None,
     edit_where: Sequence[Bool[np.ndarray, " _"]] | None = None,
-    edit_generated: RoutingEdit | None = None,
+    edit_generated: Edits | None = None,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continue prompts together, each as if it were alone.
@@ -110,11 +118,14 @@ def generate(
       seed: of the draws. What a prompt gets depends on its place among the prompts.
       pad_id: read, and ignored, before short prompts.
       edit_prompt: interventions on the gates while the prompts are read. Each leaf is [l 1 ...],
-        the same for all, or [l b ...], one for each prompt; `seed` is [l], `stand_in` [l e #d].
+        the same for all, or [l b ...], one for each prompt. Or a list: an edit for each prompt,
+        leaves [l 1 ...] or [l t ...], a row for each of its tokens. `seed` is [l] and `stand_in`
+        [l e #d], the same in all of a list.
       edit_where: for each prompt, at which of its tokens [t] edit_prompt acts (among those that its
         own `tokens` has); None: at all. Without edit_prompt it has no effect.
-      edit_generated: the same, while new tokens are read. `seed` grows by 1 with each token, so
-        that random experts differ between them.
+      edit_generated: the same, while new tokens are read; edits of a list have a row for each of
+        the max_new_tokens - 1 that may be. `seed` grows by 1 with each token, so that random
+        experts differ between them.
       on_token: called after each step.
 
     Returns:
@@ -130,16 +141,22 @@ def generate(
     sampling.validate()
     check_settings(model.config.vocab_size, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
     rows = checked_prompts(prompts, model.config, max_new_tokens)
-    for name, edit in (("edit_prompt", edit_prompt), ("edit_generated", edit_generated)):
-        check_edit(name, edit, len(rows))
-    masks = checked_masks("edit_where", edit_where, [len(r) for r in rows])
+    lengths, later = [len(row) for row in rows], [max_new_tokens - 1] * len(rows)
+    check_edit("edit_prompt", edit_prompt, len(rows), lengths)
+    check_edit("edit_generated", edit_generated, len(rows), later)
+    masks = checked_masks("edit_where", edit_where, lengths)
     if not rows:
         return []
     leaves, treedef = jax.tree.flatten(model)
     prefill, step = _programs(treedef)
     ids_bs, where_bs = padded(rows, pad_id)
     on_bs = padded_masks(masks, ids_bs.shape[1])
-    slots = ids_bs.shape[1] + rounded(max_new_tokens - 1)
+    room = rounded(max_new_tokens - 1)
+    slots = ids_bs.shape[1] + room
+    if edit_prompt is not None and not isinstance(edit_prompt, RoutingEdit):
+        edit_prompt = by_position(edit_prompt, lengths, ids_bs.shape[1])
+    if edit_generated is not None and not isinstance(edit_generated, RoutingEdit):
+        edit_generated = by_position(edit_generated, later, room, left=False)
     draw = _Draw(
         jax.random.key(seed),
         jnp.float32(sampling.temperature),
@@ -159,7 +176,6 @@ def generate(
             on_token(number, shown)
         if not texts.live.any():
             break
-    lengths = [len(row) for row in rows]
     return _generations(texts, lengths, jax.device_get(routings), where_bs.shape[1])
 
 
@@ -221,6 +237,7 @@ def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]
     ) -> _Step:
         if edit is not None:
             edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
+        edit = at_position(edit, number - 1)
         out = rebuilt(treedef, leaves)(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
         return _drawn(out, draw, number)
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_config import CausalConfig
+from moe_jax.models.rows import Edits
 from moe_jax.routing_edit import WITHOUT_TOKENS
 
 Prompt = Sequence[int] | Int[np.ndarray, " _"]
@@ -85,13 +86,34 @@ def checked_masks(
     return found
 
 
-def check_edit(name: str, edit: RoutingEdit | None, rows: int) -> None:
-    """Raises a ValueError unless the leaves are [l 1 ...] or [l b ...]."""
+def check_edit(
+    name: str, edit: Edits | None, rows: int, lengths: Sequence[int] | None = None
+) -> None:
+    """Raises a ValueError unless the leaves are as `Edits` says.
+
+    Args:
+      name: of the argument.
+      edit: one for all, or where there are lengths a list.
+      rows: prompts.
+      lengths: tokens of each that an edit of a list may have a row for.
+    """
     if edit is None:
         return
+    if isinstance(edit, RoutingEdit):
+        _check_leaves(name, edit, rows, f"the {rows} prompts")
+        return
+    if lengths is None or len(edit) != rows:
+        raise ValueError(f"{name} is a list of {len(edit)} edits for {rows} prompts")
+    for i, (one, length) in enumerate(zip(edit, lengths, strict=True)):
+        _check_leaves(f"{name}[{i}]", one, length, f"the {length} tokens")
+        for field in WITHOUT_TOKENS:
+            if not np.array_equal(getattr(one, field), getattr(edit[0], field)):
+                raise ValueError(f"{name}[{i}].{field} differs from {name}[0]'s: all share one")
+
+
+def _check_leaves(name: str, edit: RoutingEdit, size: int, what: str) -> None:
     for field, a in edit._asdict().items():
-        if field not in WITHOUT_TOKENS and a.shape[1] not in (1, rows):
+        if field not in WITHOUT_TOKENS and a.shape[1] not in (1, size):
             raise ValueError(
-                f"{name}.{field} has shape {a.shape}; its second axis must be 1 or the {rows} "
-                "prompts"
+                f"{name}.{field} has shape {a.shape}; its second axis must be 1 or {what}"
             )

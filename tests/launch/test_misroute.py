@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 
 from launch import cli
 from launch import misroute as script
-from moe_jax.misrouting import study, study_progress
+from moe_jax.misrouting import study, study_progress, study_runs
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 from moe_jax.misrouting.study_config import StudyConfig
 from tests.misrouting import small_lm
@@ -113,12 +114,28 @@ def test_a_finished_study_is_only_shown(run, capsys, monkeypatch):
     workdir, mine = run
     before = (workdir / "misroute.html").read_bytes()
     (workdir / "misroute.html").write_text("old")
-    monkeypatch.setattr(study, "write_answers", None)
+    monkeypatch.setattr(study_runs, "write_answers", None)
     assert call(*mine) == 0
     out, err = capsys.readouterr()
     assert "runs were done: only the files are written anew" in err
     assert "suppress" in out
     assert (workdir / "misroute.html").read_bytes() == before
+
+
+def test_recorded_routes_are_those_of_the_tested_prompts(given, tmp_path, monkeypatch):
+    """The profile picks prompts 5, 0 and 2 of the file; so do the routes."""
+    seen = {}
+
+    def run_study(*_, recorded, **__):
+        seen["recorded"] = recorded
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_study", run_study)
+    routes = [np.full((5, 1, 3), [i % 6, (i + 1) % 6, (i + 2) % 6]) for i in range(6)]
+    np.savez(tmp_path / "routes.npz", *routes)
+    more = (profile(tmp_path), "--interventions=replay", f"--routes={tmp_path / 'routes.npz'}")
+    assert call(*flags(given, tmp_path / "run", *more)) == 130
+    assert [int(one[0, 0, 0]) for one in seen["recorded"]] == [5, 0, 2]
 
 
 def test_another_study_in_the_same_folder(run, capsys):
@@ -178,6 +195,9 @@ def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, sign
         (["--profile=nowhere"], "nowhere: no such file; launch/profile_routing.py makes one"),
         (["--experts=1:0", "--interventions=supress"], "did you mean suppress?"),
         (["--experts=1:0", "--interventions=zero,zero@all"], "zero@all is there twice"),
+        (["--experts=1:0", "--interventions=replay"], "replay needs --routes=FILE"),
+        (["--experts=1:0", "--interventions=replay@answer"], "use replay or replay@prompt"),
+        (["--experts=1:0", "--routes=nowhere"], "routes nowhere: can't be read as .npz"),
         (["--experts=1:0", "--controls=5"], "controls=5 must be at least 20"),
         (["--experts=1:0", "--controls=many"], "--controls=many: must be a whole number"),
         (["--experts=1:0", "--margin=wide"], "--margin=wide: must be a number"),

@@ -6,12 +6,13 @@ from moe_jax.misrouting.answering import (
     Answered,
     common_separator,
     context_of,
-    scoped,
-    unedited,
     write_answers,
 )
-from moe_jax.misrouting.conditions import SCOPES, Condition
+from moe_jax.misrouting.conditions import SCOPES
+from moe_jax.misrouting.context import ANSWER, EXPLANATION, Context
 from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.routes import Routes
+from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import oracle, small_lm
@@ -25,17 +26,16 @@ def lm(tmp_path_factory):
     return load_lm(small_lm.write(tmp_path_factory.mktemp("lm") / "olmoe"))
 
 
-def _condition(lm, scope: str) -> Condition:
-    gate, layers = lm.config.experts.gate, len(lm.config.expert_layers)
+def _edit(lm, scope: str) -> Scoped:
+    gate, layers = gate_of(lm), len(lm.config.expert_layers)
     target = np.zeros((layers, gate.num_experts), bool)
     target[:, : gate.num_experts // 2] = True
-    edit = interventions.suppress(gate, target)
-    return Condition(f"suppress@{scope}", "selected", scope, target, edit)
+    return unedited(lm)._replace(edit=interventions.suppress(gate, target), scope=scope)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_texts_are_those_of_one_prompt_at_a_time_with_the_edit_in_its_scope(lm, scope):
-    run = _condition(lm, scope)
+    run = _edit(lm, scope)
     for prompt, got in zip(_PROMPTS, write_answers(lm, _PROMPTS, run, _CONFIG), strict=True):
         asked = lm.tokenizer.encode(prompt.text).ids
         where = np.full(len(asked), scope in ("all", "prompt"))
@@ -63,18 +63,71 @@ def test_texts_are_those_of_one_prompt_at_a_time_with_the_edit_in_its_scope(lm, 
         assert got.right == (got.answer == prompt.answer)
 
 
+def _routes(lm, rng: np.random.Generator) -> Routes:
+    """Routes of some tokens of each part."""
+    gate, layers = gate_of(lm), len(lm.config.expert_layers)
+    return Routes(
+        *(
+            np.argsort(rng.random((t, layers, gate.num_experts)), axis=2)[:, :, : gate.k]
+            for t in (4, 6, 9)
+        )
+    )
+
+
+def _greedy(lm, context: Context, part: int, count: int, routes: Routes, scope: str) -> list[int]:
+    """The likeliest tokens, all of it read anew for each, every token under its own route."""
+    ids, parts = list(context.ids), list(context.part)
+    for _ in range(count):
+        now = Context(np.asarray(ids), np.asarray(parts))
+        drawn = np.full((64, *routes.prompt.shape[1:]), -1)
+        drawn[: len(ids)] = routes.along(now.part)
+        edit = interventions.replay(gate_of(lm), drawn)
+        logp, _, _ = oracle.read(lm, ids, edit=edit, where=now.within(scope))
+        ids.append(int(logp[-1].argmax()))
+        parts.append(part)
+        if ids[-1] in lm.stop_ids:
+            break
+    return ids[len(context.ids) :]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_routes_of_their_own_are_followed_token_by_token(lm, scope):
+    rng = np.random.default_rng(0)
+    routes = tuple(_routes(lm, rng) for _ in _PROMPTS)
+    edit = unedited(lm)._replace(routes=routes, scope=scope)
+    found = write_answers(lm, _PROMPTS, edit, _CONFIG)
+    newline = lm.tokenizer.encode("\n").ids[0]
+    for prompt, mine, got in zip(_PROMPTS, routes, found, strict=True):
+        asked = np.asarray(lm.tokenizer.encode(prompt.text).ids)
+        said = _greedy(lm, Context(asked, np.zeros_like(asked)), EXPLANATION, 9, mine, scope)
+        said = [i for i in said if i not in lm.stop_ids]
+        context = context_of(lm, prompt, got.explanation, _CONFIG)
+        new = _greedy(lm, context, ANSWER, 4, mine, scope)
+        cut = new.index(newline) + 1 if newline in new else len(new)
+        assert got.ids == [*said, *(i for i in new[:cut] if i not in lm.stop_ids)]
+
+
+def test_routes_change_what_is_written(lm):
+    """So that the test above can't pass with routes that do nothing."""
+    routes = tuple(_routes(lm, np.random.default_rng(0)) for _ in _PROMPTS)
+    plain = write_answers(lm, _PROMPTS, unedited(lm), _CONFIG)
+    for scope in SCOPES:
+        edit = unedited(lm)._replace(routes=routes, scope=scope)
+        assert edit.off().routes is None
+        assert write_answers(lm, _PROMPTS, edit, _CONFIG) != plain
+
+
 def test_the_edit_is_the_identity_out_of_its_scope(lm):
-    run = _condition(lm, "explanation")
-    edit = scoped(lm, run)
-    assert edit.during("explanation") is run.edit
-    assert edit.during("answer") is edit.nothing
+    edit = _edit(lm, "explanation")
+    assert edit.later("explanation", [0], [0], count=4) is edit.edit
+    assert edit.later("answer", [0], [0], count=4) is edit.nothing
     assert not np.asarray(edit.nothing.suppress).any()
     assert not np.asarray(unedited(lm).edit.suppress).any()
 
 
 def test_progress_counts_the_prompts(lm):
     seen: list[int] = []
-    write_answers(lm, _PROMPTS, _condition(lm, "all"), _CONFIG, progress=seen.append)
+    write_answers(lm, _PROMPTS, _edit(lm, "all"), _CONFIG, progress=seen.append)
     assert seen == [2, 1]
 
 

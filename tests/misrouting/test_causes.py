@@ -3,10 +3,11 @@ import pytest
 
 from moe_jax.misrouting import causes, interventions
 from moe_jax.misrouting.answering import context_of, write_answers
-from moe_jax.misrouting.conditions import ON_EXPERTS, Condition
+from moe_jax.misrouting.conditions import ON_EXPERTS
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT
 from moe_jax.misrouting.probing import Explained
 from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.scoped import unedited
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import oracle, small_lm
@@ -60,14 +61,12 @@ def test_the_four_runs_of_mediation(lm):
     target[:, ::2] = True
     gate = lm.config.experts.gate
     edit = interventions.suppress(gate, target)
-    run = Condition("suppress@all", "selected", "all", target, edit)
+    acting = unedited(lm)._replace(edit=edit)
     prompts = [one.prompt for one in _TEXTS]
-    base = write_answers(
-        lm, prompts, run._replace(edit=interventions.identity(gate, layers)), _CONFIG
-    )
+    base = write_answers(lm, prompts, unedited(lm), _CONFIG)
     options = [("7", "1", "2"), ("0", "1", "2"), ("5", "1", "2")]
-    got = causes.mediation_record(lm, prompts, base, options, run, _CONFIG, separator="")
-    other = write_answers(lm, prompts, run._replace(scope="explanation"), _CONFIG)
+    got = causes.mediation_record(lm, prompts, base, options, acting, _CONFIG, separator="")
+    other = write_answers(lm, prompts, acting._replace(scope="explanation"), _CONFIG)
     for a, written in enumerate((base, other)):
         for b in (0, 1):
             for i, prompt in enumerate(prompts):
@@ -89,7 +88,7 @@ def test_the_four_runs_of_mediation(lm):
 
 def test_dose_zero_is_bitwise_no_edit(lm):
     same = causes.zero_dose_record(lm, _TEXTS, _CONFIG)["same"]
-    assert set(same) == {*ON_EXPERTS, "bias=0", "scale=1", "gumbel=0"}
+    assert set(same) == {*ON_EXPERTS, "bias=0", "scale=1", "gumbel=0", "replay"}
     assert all(same.values())
 
 

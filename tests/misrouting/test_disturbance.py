@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from moe_jax.misrouting import interventions
-from moe_jax.misrouting.answering import Answered, context_of, scoped
-from moe_jax.misrouting.conditions import BASE, Condition
+from moe_jax.misrouting.answering import Answered, context_of
 from moe_jax.misrouting.context import PROMPT
 from moe_jax.misrouting.disturbance import DOSES, METRICS, disturb
 from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import oracle, small_lm
@@ -28,11 +28,12 @@ def lm(tmp_path_factory):
     return load_lm(small_lm.write(tmp_path_factory.mktemp("lm") / "olmoe"))
 
 
-def _condition(lm, scope: str) -> Condition:
-    gate, layers = lm.config.experts.gate, len(lm.config.expert_layers)
+def _edit(lm, scope: str) -> tuple[Scoped, np.ndarray]:
+    """Two experts of the first layer suppressed, and which they are."""
+    gate, layers = gate_of(lm), len(lm.config.expert_layers)
     target = np.zeros((layers, gate.num_experts), bool)
     target[0, :2] = True
-    return Condition("x", "selected", scope, target, interventions.suppress(gate, target))
+    return unedited(lm)._replace(edit=interventions.suppress(gate, target), scope=scope), target
 
 
 def _js(p: np.ndarray, q: np.ndarray) -> float:
@@ -44,15 +45,15 @@ def _js(p: np.ndarray, q: np.ndarray) -> float:
 
 @pytest.mark.parametrize("scope", ["all", "answer"])
 def test_stability_and_dose_are_those_of_one_text_at_a_time(lm, scope):
-    run = _condition(lm, scope)
-    got = disturb(lm, _PROMPTS, _BASE, _NOW, scoped(lm, run), run, _CONFIG)
+    edit, target = _edit(lm, scope)
+    got = disturb(lm, _PROMPTS, _BASE, _NOW, edit, target, _CONFIG)
     assert tuple(got.metric) == METRICS
     mass, changed, on_target = [[], []], [], [0.0, 0.0]
     for i, (prompt, base) in enumerate(zip(_PROMPTS, _BASE, strict=True)):
         text = context_of(lm, prompt, base.explanation, _CONFIG, base.separator + base.answer)
         on = text.within(scope)
         p, e0, w0 = oracle.read(lm, text.ids)
-        q, e1, w1 = oracle.read(lm, text.ids, edit=run.edit, where=on)
+        q, e1, w1 = oracle.read(lm, text.ids, edit=edit.edit, where=on)
         rows = np.arange(np.sum(text.part == PROMPT) - 1, len(text.ids) - 1)
         np.testing.assert_allclose(
             got.metric["js"][i], np.mean([_js(p[r], q[r]) for r in rows]), atol=1e-6
@@ -82,8 +83,8 @@ def test_stability_and_dose_are_those_of_one_text_at_a_time(lm, scope):
 
 
 def test_texts_are_compared_by_token(lm):
-    run = _condition(lm, "all")
-    got = disturb(lm, _PROMPTS, _BASE, _NOW, scoped(lm, run), run, _CONFIG).metric
+    edit, target = _edit(lm, "all")
+    got = disturb(lm, _PROMPTS, _BASE, _NOW, edit, target, _CONFIG).metric
     assert got["same_start"].tolist() == [0.5, 1.0]
     assert got["levenshtein"].tolist() == [0.75, 1.0]
     assert got["rouge_l"].tolist() == [0.75, 1.0]
@@ -91,10 +92,8 @@ def test_texts_are_compared_by_token(lm):
 
 
 def test_nothing_moves_without_an_intervention(lm):
-    gate, layers = lm.config.experts.gate, len(lm.config.expert_layers)
-    none = np.zeros((layers, gate.num_experts), bool)
-    run = Condition(BASE, BASE, "all", none, interventions.identity(gate, layers))
-    got = disturb(lm, _PROMPTS, _BASE, _BASE, scoped(lm, run), run, _CONFIG, batch_size=1)
+    none = np.zeros((len(lm.config.expert_layers), gate_of(lm).num_experts), bool)
+    got = disturb(lm, _PROMPTS, _BASE, _BASE, unedited(lm), none, _CONFIG, batch_size=1)
     np.testing.assert_allclose(got.metric["js"], 0, atol=1e-9)
     assert got.metric["drift"].tolist() == [0.0, 0.0]
     assert got.dose["changed"] == 0

@@ -273,3 +273,67 @@ def test_broken_weights():
         score_options(model, [[1]], [[[1], [2]]], batch_size=1)
     with pytest.raises(UserError, match="logits are not numbers for prompt 0"):
         score_text(model, [[1]], [[1]], batch_size=1)
+
+
+def routes(rng, tokens):
+    """Two different experts of each token and layer [t l k], some left as routed (-1)."""
+    drawn = np.argsort(rng.random((tokens, 2, 4)), axis=2)[:, :, :2]
+    drawn[rng.random((tokens, 2)) < 0.3] = -1
+    return drawn
+
+
+def under_routes(model, ids, drawn):
+    """(log-probabilities of the next token [t v] in float64, experts [t l k]) of one text."""
+    out = read(
+        model, np.array([ids]), np.ones((1, len(ids)), bool), interventions.replay(GATE, drawn)
+    )
+    z = np.asarray(out.logits[0], np.float64)
+    return z - np.log(np.exp(z).sum(1, keepdims=True)), np.asarray(out.routing.expert[0])
+
+
+def test_texts_under_routes_of_their_own(mixture):
+    rng = np.random.default_rng(1)
+    texts = [[4, 6], [39, 8, 7], [1]]
+    whole = [[*map(int, c), *y] for c, y in zip(CONTEXTS, texts, strict=True)]
+    drawn = [routes(rng, len(ids)) for ids in whole]
+    edits = [interventions.replay(GATE, r) for r in drawn]
+    found = score_text(mixture, CONTEXTS, texts, edit=edits, batch_size=2)
+    for ids, text, given, mine in zip(whole, texts, drawn, found, strict=True):
+        said, expert = under_routes(mixture, ids, given)
+        start = len(ids) - len(text)
+        want = [said[start + j - 1, y] for j, y in enumerate(text)]
+        np.testing.assert_allclose(mine.logp, want, atol=1e-4, rtol=1e-5)
+        np.testing.assert_array_equal(mine.expert, expert)
+        np.testing.assert_array_equal(expert[given >= 0], given[given >= 0])
+
+
+def test_options_under_routes_of_their_own(mixture):
+    """Every option of a context takes the same routes after those of the context."""
+    rng = np.random.default_rng(2)
+    before, after = [routes(rng, len(c)) for c in CONTEXTS], [routes(rng, 5) for _ in CONTEXTS]
+    scores = score_options(
+        mixture,
+        CONTEXTS,
+        OPTIONS,
+        edit=[interventions.replay(GATE, r) for r in before],
+        edit_options=[interventions.replay(GATE, r) for r in after],
+        batch_size=2,
+    )
+    for n, (context, options) in enumerate(zip(CONTEXTS, OPTIONS, strict=True)):
+        for o, y in enumerate(options):
+            ids = [*map(int, context), *y]
+            drawn = np.concatenate([before[n], after[n][: len(y) - 1], np.full((1, 2, 2), -1)])
+            said, _ = under_routes(mixture, ids, drawn)
+            want = sum(said[len(context) + j - 1, token] for j, token in enumerate(y))
+            np.testing.assert_allclose(scores.logp[n, o], want, atol=1e-4, rtol=1e-5)
+    plain = score_options(mixture, CONTEXTS, OPTIONS, batch_size=2).logp
+    assert np.abs(plain - scores.logp).max() > 0.1
+
+
+def test_lists_of_edits_that_do_not_fit(mixture):
+    edits = [interventions.identity(GATE, 2)] * 3
+    with pytest.raises(ValueError, match="edit is a list of 2 edits for 3 prompts"):
+        score_options(mixture, CONTEXTS, OPTIONS, edit=edits[:2], batch_size=2)
+    long = interventions.identity(GATE, 2, tokens=np.ones(6, bool))
+    with pytest.raises(ValueError, match=r"edit_options\[0\].tokens has shape .*the 5 tokens"):
+        score_options(mixture, CONTEXTS, OPTIONS, edit_options=[long, *edits[1:]], batch_size=2)

@@ -2,14 +2,21 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting.answering import context_of
+from moe_jax.misrouting.conditions import Condition
+from moe_jax.misrouting.means import expert_means
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.study import Planted, Selection, run_study, study_of
+from moe_jax.misrouting.records import Log
+from moe_jax.misrouting.selection import Selection
+from moe_jax.misrouting.study import run_study, study_of
 from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.misrouting.study_runs import Planted, StudyRuns
 from moe_jax.misrouting.study_summary import summarise
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import small_lm
@@ -130,11 +137,109 @@ def test_a_finished_study_can_be_summed_up(finished, lm):
     assert set(study.mediation) == {"suppress@all"}
 
 
+_LEVEL = np.array([prompt.difficulty for prompt in _PROMPTS])
+
+
+def _own_routes(lm) -> list[np.ndarray]:
+    """What each prompt's tokens take anyway."""
+    ids = [lm.tokenizer.encode(prompt.text).ids for prompt in _PROMPTS]
+    return [np.asarray(lm.model(jnp.asarray([one])).routing.expert[0]) for one in ids]
+
+
+@pytest.fixture(scope="module")
+def routed(lm, tmp_path_factory):
+    """A study of interventions that are made of the run without one, or of records."""
+    config = dataclasses.replace(
+        _CONFIG, interventions=("mean", "donor", "donor_peer@explanation", "replay@prompt")
+    )
+    workdir = tmp_path_factory.mktemp("routed")
+    routes = _own_routes(lm)
+    records = run_study(lm, _PROMPTS, _selection(lm), config, workdir, recorded=routes)
+    return config, {record["key"]: record for record in records}, Log(workdir / "conditions.jsonl")
+
+
+def test_own_routes_replayed_change_nothing(routed):
+    _, records, _ = routed
+    base, now = records["base/base"], records["replay@prompt/selected"]
+    assert now["written"] == base["written"]
+    assert now["dose"]["changed"] == 0
+    np.testing.assert_allclose(now["stability"]["js"], 0, atol=1e-6)
+
+
+def test_donors_are_followed_where_experts_are_selected(routed, lm):
+    config, records, log = routed
+    study = StudyRuns(lm, _PROMPTS, config, log)
+    for name, scope, peers in (("donor", "all", False), ("donor_peer", "explanation", True)):
+        record = records[f"{name}@{scope}/selected"]
+        assert record["dose"]["changed"] > 0
+        run = Condition(f"{name}@{scope}", "selected", scope, _selection(lm).target)
+        edit = study.edit(run)
+        assert edit.scope == scope
+        theirs = [routes.prompt for routes in edit.routes]
+        donor = [
+            [i for i, own in enumerate(_own_routes(lm)) if np.array_equal(own[:, 0], mine[:, 0])]
+            for mine in theirs
+        ]
+        for number, found in enumerate(donor):
+            assert any(i != number and (_LEVEL[i] == _LEVEL[number]) == peers for i in found), (
+                number,
+                found,
+            )
+        # Layer 0 has the selected expert; layer 1 is left alone.
+        assert all((mine[:, 1] == -1).all() and (mine[:, 0] >= 0).all() for mine in theirs)
+
+
+def test_mean_outputs_are_those_of_the_run_without_intervention(routed, lm):
+    config, records, log = routed
+    study = StudyRuns(lm, _PROMPTS, config, log)
+    target = _selection(lm).target
+    edit = study.edit(Condition("mean@all", "selected", "all", target)).edit
+    texts = [
+        context_of(lm, prompt, one.explanation, config, one.separator + one.answer).ids
+        for prompt, one in zip(_PROMPTS, study.base, strict=True)
+    ]
+    means = expert_means(lm.model, texts, batch_size=4).mean
+    np.testing.assert_allclose(np.asarray(edit.stand_in)[target], means[target], rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(edit.zero)[:, 0], target)
+    assert np.abs(means[target]).max() > 0
+    record = records["mean@all/selected"]
+    assert max(record["stability"]["js"]) > 0
+    # The mean is nearer to the expert's output than nothing is.
+    zeroed = study.condition(Condition("zero@all", "selected", "all", target))
+    assert np.mean(record["stability"]["js"]) < np.mean(zeroed["stability"]["js"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"interventions": ("replay",)}, "replay needs --routes=FILE"),
+        ({"recorded": [np.zeros((5, 2, 2), int)] * 5}, "--routes is given, and no intervention"),
+        ({"interventions": ("donor",), "level": 1.0}, "donor needs a prompt of another difficulty"),
+        (
+            {"interventions": ("replay",), "recorded": [np.zeros((9, 2, 2), int)] * 5},
+            "prompt 0 has 5 tokens here, its record 9",
+        ),
+    ],
+)
+def test_routes_that_are_missing_or_of_other_texts(lm, tmp_path, change, says):
+    change = dict(change)
+    recorded, level = change.pop("recorded", None), change.pop("level", None)
+    prompts = [p if level is None else p._replace(difficulty=level) for p in _PROMPTS]
+    config = dataclasses.replace(_CONFIG, **change)
+    with pytest.raises(UserError, match=says):
+        run_study(lm, prompts, _selection(lm), config, tmp_path, recorded=recorded)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_identifies_a_study(lm):
     a = study_of(lm, _PROMPTS, _selection(lm), None, _CONFIG)
     assert a.selected == [[0, 1]]
     assert a.planted == ("", "")
     assert a.prompts != study_of(lm, _PROMPTS[:-1], _selection(lm), None, _CONFIG).prompts
+    routes = _own_routes(lm)
+    given = study_of(lm, _PROMPTS, _selection(lm), None, _CONFIG, recorded=routes)
+    other = study_of(lm, _PROMPTS, _selection(lm), None, _CONFIG, recorded=routes[::-1])
+    assert len({a.routes, given.routes, other.routes}) == 3
     b = study_of(lm, _PROMPTS, _selection(lm), Planted(lm, lm), _CONFIG)
     assert (len(a.weights), b.weights) == (1, a.weights * 3)
 

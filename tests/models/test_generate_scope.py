@@ -108,3 +108,68 @@ def test_the_tokens_of_the_edit_count_too(mixture):
 def test_masks_that_do_not_fit(mixture, where, message):
     with pytest.raises(ValueError, match=message):
         run(mixture, edit_prompt=suppressed(0), edit_where=where)
+
+
+def routes(rng, tokens):
+    """Two different experts of each token and layer [t l k], some left as routed (-1)."""
+    drawn = np.argsort(rng.random((tokens, 2, 4)), axis=2)[:, :, :2]
+    drawn[rng.random((tokens, 2)) < 0.3] = -1
+    return drawn
+
+
+def replayed(drawn):
+    """Leaves [l 1 ...], but `replay` [l t k]."""
+    return suppressed(0)._replace(
+        suppress=jnp.zeros((2, 1, 4), bool),
+        replay=jnp.moveaxis(jnp.asarray(drawn, jnp.int32), 1, 0),
+    )
+
+
+def test_edits_of_single_prompts_act_at_their_tokens(mixture):
+    """A prompt's list of routes is what its tokens take, then its new tokens theirs."""
+    rng = np.random.default_rng(0)
+    before = [routes(rng, len(p)) for p in PROMPTS]
+    after = [routes(rng, 5) for _ in PROMPTS]
+    found = generate(
+        mixture,
+        PROMPTS,
+        max_new_tokens=6,
+        edit_prompt=[replayed(r) for r in before],
+        edit_generated=[replayed(r) for r in after],
+    )
+    for prompt, given, later, mine in zip(PROMPTS, before, after, found, strict=True):
+        wanted = np.concatenate([given, later])
+        assert len(mine.routing.expert) == len(wanted)
+        set_by = wanted >= 0
+        np.testing.assert_array_equal(mine.routing.expert[set_by], wanted[set_by])
+        # All of it read once more, alone, under the same routes.
+        ids = np.array([[*prompt, *mine.ids[:-1]]])
+        out = read(mixture, ids, np.ones(ids.shape, bool), replayed(wanted))
+        np.testing.assert_array_equal(mine.routing.expert, out.routing.expert[0])
+        np.testing.assert_allclose(mine.routing.weight, out.routing.weight[0], atol=1e-5)
+        np.testing.assert_array_equal(out.logits[0, len(prompt) - 1 :].argmax(-1), mine.ids)
+
+
+def test_a_list_says_what_rows_say(mixture):
+    """Edits for all tokens of their prompt; masks bear on lists too."""
+    edits = [suppressed(e) for e in (0, 1, 2)]
+    plain = run(mixture, edit_prompt=side_by_side(*edits), edit_where=WHERE)
+    assert_same(run(mixture, edit_prompt=edits, edit_where=WHERE), plain)
+    some = [suppressed(e, w) for e, w in zip((0, 1, 2), WHERE, strict=True)]
+    assert_same(run(mixture, edit_prompt=some), plain)
+
+
+def test_lists_that_do_not_fit(mixture):
+    edits = [suppressed(e) for e in (0, 1, 2)]
+    with pytest.raises(ValueError, match="edit_prompt is a list of 2 edits for 3 prompts"):
+        run(mixture, edit_prompt=edits[:2])
+    with pytest.raises(
+        ValueError, match=r"edit_prompt\[1\].tokens has shape \(2, 5\).*the 1 tokens"
+    ):
+        run(mixture, edit_prompt=[edits[0], suppressed(1, WHERE[0]), edits[2]])
+    long = replayed(routes(np.random.default_rng(0), 3))
+    with pytest.raises(ValueError, match=r"edit_generated\[2\].replay has shape .*the 0 tokens"):
+        run(mixture, edit_generated=[*edits[:2], long])
+    other = edits[2]._replace(seed=edits[2].seed + 1)
+    with pytest.raises(ValueError, match=r"edit_prompt\[2\].seed differs from edit_prompt\[0\]'s"):
+        run(mixture, edit_prompt=[*edits[:2], other])
