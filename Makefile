@@ -13,7 +13,8 @@ SUMS = $(STUDY)/sums
 TRAIN = $(BIN)/python launch/train.py --config=configs/graded_arithmetic.py
 PLANT = $(TRAIN) --config.start=$(SUMS)/model --config.train.steps=150 --config.train.warmup_steps=10 --config.train.learning_rate=0.001
 PROFILE_FLAGS ?= --generate=64 --tokens=generated --top=3
-MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6
+INTERVENTIONS ?= suppress,suppress@answer,zero,mean,scale=0.5,random,gumbel,rank_shift,donor,donor_peer
+MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6 --interventions=$(INTERVENTIONS)
 PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help

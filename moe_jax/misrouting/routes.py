@@ -86,7 +86,7 @@ def donors(
             name = "donor_peer" if peers else "donor"
             raise UserError(
                 f"interventions: {name} needs a prompt of {what} difficulty for each prompt: there "
-                f"is none for difficulty {level:g}"
+                f"is none for difficulty {level:g}; leave {name} out of --interventions"
             )
         found[number] = rng.choice(others)
     return found

@@ -34,8 +34,6 @@ class StudyConfig:
         "random",
         "gumbel",
         "rank_shift",
-        "donor",
-        "donor_peer",
     )
     controls: int = 20
     delimiter: str = "Answer:"
