@@ -162,6 +162,7 @@ def _run(
                 planted=planted,
                 recorded=routes,
                 progress=progress,
+                detail=progress.detail,
             )
         found = summarise(
             records,

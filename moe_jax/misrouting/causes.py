@@ -3,7 +3,7 @@
 Letters: n prompts, l layers with a mixture, e experts, c candidate experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def agreement_record(
     config: StudyConfig,
     *,
     separator: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Effects for `agreement.expert_agreement`: each candidate suppressed alone.
 
@@ -48,6 +49,7 @@ def agreement_record(
       usage: the most used of the others are candidates too.
       config: batch size.
       separator: between delimiter and answer.
+      progress: called before each candidate, with its number from 0 and how many there are.
 
     Returns:
       `answer` and `explanation` [c], `layer`, `expert` and `usage` of the candidates, `prompts`.
@@ -66,7 +68,9 @@ def agreement_record(
     plain = unedited(lm)
     base = _sums(lm, contexts, delimiters, plain, config)
     answer, explanation = [], []
-    for layer, expert in candidates:
+    for number, (layer, expert) in enumerate(candidates):
+        if progress is not None:
+            progress(number, len(candidates))
         one = np.zeros_like(target)
         one[layer, expert] = True
         edit = plain._replace(edit=interventions.suppress(gate_of(lm), one))

@@ -29,6 +29,8 @@ from moe_jax.models.digest import weights_digest
 
 Progress = Callable[[int, int, str], None]
 """(runs done, runs in all, what is next)."""
+Detail = Callable[[str], None]
+"""What a run is doing."""
 RERUN, PLANTED, AGREEMENT, ZERO_DOSE = "base/rerun", "planted", "agreement", "zero-dose"
 
 
@@ -116,6 +118,7 @@ def run_study(
     planted: Planted | None = None,
     recorded: Sequence[Int[np.ndarray, "t l k"]] | None = None,
     progress: Progress | None = None,
+    detail: Detail | None = None,
 ) -> list[dict[str, Any]]:
     """Run what isn't in `workdir/conditions.jsonl` yet, and give all records.
 
@@ -128,6 +131,7 @@ def run_study(
       planted: models for the diagnosticity of each measure.
       recorded: routes of the prompts' tokens by another engine, for "replay".
       progress: called before each run and at the end.
+      detail: called with what a run is doing.
 
     Raises:
       UserError: a model without experts; no expert selected; as what is run.
@@ -148,7 +152,7 @@ def run_study(
     )
     _check_routes(lm, prompts, config, recorded)
     log = Log(workdir / "conditions.jsonl")
-    study = StudyRuns(lm, prompts, config, log, recorded)
+    study = StudyRuns(lm, prompts, config, log, recorded, detail)
     todo: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (runs[0].key, partial(study.condition, runs[0])),
         (RERUN, partial(study.rerun, runs[0])),

@@ -38,7 +38,7 @@ class StudyProgress:
         self.done, self.total = done, 0
         self._before, self._last = done, -_EVERY
         self._starts: collections.deque[float] = collections.deque(maxlen=_RECENT + 1)
-        self._open = False
+        self._open, self._line = False, ""
 
     def __call__(self, number: int, total: int, name: str) -> None:
         """Run `number` (from 0) is next, or all are done."""
@@ -47,26 +47,31 @@ class StudyProgress:
             self._say_before(total)
         elif not first:
             self.done = min(self.done + 1, total)
-        now, terminal = time.monotonic(), sys.stderr.isatty()
+        now = time.monotonic()
         self._starts.append(now)
         if number >= total:
             self.close()
             return
-        if not terminal and now - self._last < _EVERY:
-            return
-        self._last = now
-        line = f"run {self.done + 1} of {total}: {name}{self._left()}"
-        if terminal:
-            print(f"\r{line[:100]:<100}", end="", file=sys.stderr, flush=True)
-            self._open = True
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._line = f"run {self.done + 1} of {total}: {name}{self._left()}"
+        self._print(self._line, now)
+
+    def detail(self, text: str) -> None:
+        """What the run is doing, after the run's own line."""
+        self._print(f"{self._line}: {text}", time.monotonic())
 
     def close(self) -> None:
         """End the line that is rewritten."""
         if self._open:
             print(file=sys.stderr)
             self._open = False
+
+    def _print(self, line: str, now: float) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{line[:100]:<100}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif now - self._last >= _EVERY:
+            self._last = now
+            print(line, file=sys.stderr, flush=True)
 
     def _say_before(self, total: int) -> None:
         if self._before >= total:

@@ -4,7 +4,7 @@ Letters: n prompts, l layers with a mixture, e experts, k choices of a token.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ class StudyRuns:
       config: the settings.
       log: what was done before.
       recorded: routes of the prompts' tokens by another engine [t l k], for "replay".
+      detail: called with what a run is doing.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class StudyRuns:
         config: StudyConfig,
         log: Log,
         recorded: Sequence[Int[np.ndarray, "t l k"]] | None = None,
+        detail: Callable[[str], None] | None = None,
     ):
         self.lm, self.prompts, self.config, self.recorded = lm, prompts, config, recorded
+        self._say = detail or (lambda text: None)
         count = config.faithfulness_prompts or len(prompts)
         order = np.random.default_rng(config.seed).permutation(len(prompts))
         self.measured = np.sort(order[:count])
@@ -73,7 +76,7 @@ class StudyRuns:
     def condition(self, run: Condition) -> dict[str, Any]:
         """Answers, stability and faithfulness under a condition."""
         edit = self.edit(run)
-        now = write_answers(self.lm, self.prompts, edit, self.config)
+        now = write_answers(self.lm, self.prompts, edit, self.config, progress=self._writing())
         if run.spec == BASE:
             self._base = now
         return self._record(run, edit, now, deep=not run.is_control)
@@ -97,8 +100,10 @@ class StudyRuns:
         """The base again, in other batches and the other way round: the numeric noise floor."""
         size = self.config.batch_size // 2 + 1
         back = self.prompts[::-1]
-        plain = unedited(self.lm)
-        now = write_answers(self.lm, back, plain, self.config, batch_size=size)[::-1]
+        plain, progress = unedited(self.lm), self._writing()
+        now = write_answers(self.lm, back, plain, self.config, batch_size=size, progress=progress)[
+            ::-1
+        ]
         return self._record(run, plain, now, deep=True, batch_size=size)
 
     def texts(self) -> list[Explained]:
@@ -114,6 +119,7 @@ class StudyRuns:
             selection.usage,
             self.config,
             separator=common_separator(self.base),
+            progress=lambda done, total: self._say(f"expert {done + 1} of {total}"),
         )
 
     def mediation(self, run: Condition) -> dict[str, Any]:
@@ -149,6 +155,7 @@ class StudyRuns:
         deep: bool,
         batch_size: int | None = None,
     ) -> dict[str, Any]:
+        self._say("how far its texts move")
         moved = disturbance.disturb(
             self.lm,
             self.prompts,
@@ -172,6 +179,17 @@ class StudyRuns:
             "measured": self.measured,
             "faithfulness": self._faithfulness(self.lm, self._explained(now), measured, deep=deep),
         }
+
+    def _writing(self) -> Callable[[int], None]:
+        """Says how many prompts are answered, as `write_answers` goes on."""
+        done, total = 0, len(self.prompts)
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            self._say(f"{done:,} of {total:,} prompts answered")
+
+        return add
 
     @functools.cached_property
     def _base_texts(self) -> list[Context]:
@@ -213,6 +231,7 @@ class StudyRuns:
     def _faithfulness(
         self, lm: PretrainedLM, texts: list[Explained], edit: Scoped, *, deep: bool
     ) -> dict[str, Any]:
+        self._say(f"faithfulness of {len(texts):,} explanations")
         separator = common_separator(self.base)
         found = probing.probe(lm, texts, edit, self.config, separator=separator)
         figures: dict[str, Any] = {**found.metric, "margin": found.margin}

@@ -2,6 +2,8 @@
 
 import pathlib
 
+from moe_jax.errors import UserError
+from moe_jax.models.causal_families import CAUSAL_FAMILIES
 from moe_jax.models.causal_pretrained import PretrainedLM, load_lm
 from moe_jax.models.switch_config import MODEL_TYPE
 from moe_jax.models.switch_pretrained import PretrainedSwitch, load_switch
@@ -15,9 +17,17 @@ def load_language_model(path: str | pathlib.Path) -> PretrainedLM | PretrainedSw
       path: what `load_lm` or `load_switch` takes.
 
     Raises:
-      UserError: as they do.
+      UserError: an architecture that neither covers; as they do.
     """
     file = pathlib.Path(path) / "config.json"
-    if file.is_file() and read_json(file).get("model_type") == MODEL_TYPE:
+    if not file.is_file():
+        return load_lm(path)
+    kind = read_json(file).get("model_type")
+    if kind == MODEL_TYPE:
         return load_switch(path)
+    if str(kind) not in CAUSAL_FAMILIES:
+        raise UserError(
+            f"{file}: model_type={kind!r} is not covered; covered are "
+            f"{', '.join((*CAUSAL_FAMILIES, MODEL_TYPE))}"
+        )
     return load_lm(path)

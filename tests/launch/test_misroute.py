@@ -281,6 +281,25 @@ def test_progress_rewrites_a_line_on_a_terminal(monkeypatch, capsys):
     assert progress.done == 7
 
 
+def test_progress_within_a_run(monkeypatch, capsys):
+    now = iter([0.0, 5.0, 11.0, 12.0])
+    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
+    progress = study_progress.StudyProgress(0)
+    progress(0, 9, "base/base")
+    for answered in (8, 16, 24):
+        progress.detail(f"{answered} of 24 prompts answered")
+    assert capsys.readouterr().err.splitlines() == [
+        "run 1 of 9: base/base",
+        "run 1 of 9: base/base: 16 of 24 prompts answered",
+    ]
+    now = iter([20.0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress.detail("how far its texts move")
+    line = "\rrun 1 of 9: base/base: how far its texts move"
+    assert capsys.readouterr().err == f"{line:<101}"
+    progress.close()
+
+
 def test_progress_elsewhere_every_ten_seconds(monkeypatch, capsys):
     # The first run takes long (it compiles); the last eight take 6 s each.
     now = iter([0.0, 300.0, *(306.0 + 6 * i for i in range(10))])

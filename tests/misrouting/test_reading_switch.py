@@ -1,5 +1,7 @@
 """Prompts read by a Switch Transformer: its encoder's routes, or those of what its decoder wrote."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,7 +102,18 @@ def test_names_and_layers_of_the_two_stacks(tmp_path):
 
 
 def test_a_decoder_only_model_has_one_name(tmp_path):
-    causal = load_language_model(small_lm.write(tmp_path / "olmoe"))
+    folder = small_lm.write(tmp_path / "olmoe")
+    causal = load_language_model(folder)
     readers = [make_reader(causal, writes=writes) for writes in (False, True)]
     assert {reader.name for reader in readers} == {str(tmp_path / "olmoe")}
     assert readers[0].expert_layers == (0, 1)
+
+
+def test_an_unknown_architecture_names_those_of_both_kinds(tmp_path):
+    folder = small_lm.write(tmp_path / "olmoe")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(
+        UserError, match=r"'gpt2' is not covered; covered are .*olmoe.*switch_transformers"
+    ):
+        load_language_model(folder)
