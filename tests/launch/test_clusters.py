@@ -27,9 +27,9 @@ SHORT = [
 
 
 def environment(**more):
-    base = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return base | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": paths} | more
+    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": paths}
+    return os.environ | own | more
 
 
 def executable(path, text):

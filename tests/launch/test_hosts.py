@@ -40,7 +40,6 @@ class Processes:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
             **environment,
         }
-        environment.pop("XLA_FLAGS", None)
         self.logs = [workdir.parent / f"{workdir.name}-{i}of{count}.log" for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
