@@ -168,6 +168,8 @@ def test_a_profile_chooses_experts_and_prompts(given, tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, signum):
+    # A shell that starts a command in the background has it ignore Ctrl-C.
+    mine = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
 
     def run_study(*_, progress, **__):
@@ -182,6 +184,7 @@ def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, sign
     err = capsys.readouterr().err
     assert f"{name}: stopped after 1 of 9 runs; the same command goes on from there" in err
     assert signal.getsignal(signal.SIGTERM) == before
+    signal.signal(signal.SIGINT, mine)
 
 
 @pytest.mark.parametrize(
