@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 STUDY ?= runs/study
+SEED ?= 0
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -10,11 +11,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRITON = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m triton -q -o addopts="--strict-markers --import-mode=importlib"
 # The study of `make study`. Planted: which explanations decide answers is known, because it was trained in.
 SUMS = $(STUDY)/sums
-TRAIN = $(BIN)/python launch/train.py --config=configs/graded_arithmetic.py
+TRAIN = $(BIN)/python launch/train.py --config=configs/graded_arithmetic.py --config.train.seed=$(SEED) --config.data.seed=$(SEED)
 PLANT = $(TRAIN) --config.start=$(SUMS)/model --config.train.steps=150 --config.train.warmup_steps=10 --config.train.learning_rate=0.001
-PROFILE_FLAGS ?= --generate=64 --tokens=generated --top=3
+PROFILE_FLAGS ?= --generate=64 --tokens=generated --top=3 --seed=$(SEED)
 INTERVENTIONS ?= suppress,suppress@answer,zero,mean,scale=0.5,random,gumbel,rank_shift,donor,donor_peer
-MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6 --interventions=$(INTERVENTIONS)
+MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6 --interventions=$(INTERVENTIONS) --seed=$(SEED)
 PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help
