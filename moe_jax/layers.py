@@ -209,7 +209,8 @@ class MoE(nnx.Module):
         else:
             routing, withheld = withhold(routing, edit)
             y_td = self._work(x_td, routing.expert, routing.weight)
-            y_td = _stood_in(y_td, withheld, edit.stand_in)
+            if edit.stand_in.shape[-1] != 1:
+                y_td = _stood_in(y_td, withheld, edit.stand_in)
         if self.shared is not None:
             y_td = y_td + self._shared(x_td, self.shared)
         return y_td.reshape(x.shape), routing

@@ -59,8 +59,8 @@ class RoutingEdit(NamedTuple):
         and it still fills its slot and its capacity.
         `stand_in` [e #d]: what a zeroed expert gives in place of its own output, the same for all
         tokens: the token gets weight_e * stand_in_e, weight_e what it was before it was zeroed.
-        The identity is zeros [e 1]. The layer (`MoE`) adds it; in a `Routing` the weight is that
-        of the expert's own output, so 0.
+        The identity is zeros [e 1]: so narrow a one isn't read, and costs nothing. The layer
+        (`MoE`) adds it; in a `Routing` the weight is that of the expert's own output, so 0.
     12. `scale` [#t e]: multiplies the weight of this expert. 11 and 12 act on the expert that does
         the work (after 9).
 

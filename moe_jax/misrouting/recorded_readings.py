@@ -19,7 +19,7 @@ from moe_jax.misrouting.recorded import read_routes
 from moe_jax.misrouting.subsets import TokenSubset
 
 
-def read_recorded(file: str, model: ModelShape, prompts: int) -> list[Int[np.ndarray, "t l k"]]:
+def read_recorded(file: str, model: ModelShape, prompts: int) -> list[Int[np.ndarray, "_ l k"]]:
     """The routes of every prompt from an .npz file, one array each, in order.
 
     Raises:

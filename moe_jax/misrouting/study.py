@@ -18,6 +18,7 @@ from moe_jax.errors import UserError
 from moe_jax.misrouting.causes import zero_dose_record
 from moe_jax.misrouting.conditions import conditions
 from moe_jax.misrouting.context import make_context
+from moe_jax.misrouting.program_limit import free_programs
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.records import Log
 from moe_jax.misrouting.routes import check_recorded, donors
@@ -74,7 +75,7 @@ def study_of(
     *,
     chat: bool = False,
     system: str = "",
-    recorded: Sequence[Int[np.ndarray, "t l k"]] | None = None,
+    recorded: Sequence[Int[np.ndarray, "_ l k"]] | None = None,
 ) -> StudyOf:
     """What identifies a study.
 
@@ -116,7 +117,7 @@ def run_study(
     workdir: Path,
     *,
     planted: Planted | None = None,
-    recorded: Sequence[Int[np.ndarray, "t l k"]] | None = None,
+    recorded: Sequence[Int[np.ndarray, "_ l k"]] | None = None,
     progress: Progress | None = None,
     detail: Detail | None = None,
 ) -> list[dict[str, Any]]:
@@ -169,6 +170,7 @@ def run_study(
             continue
         if progress is not None:
             progress(number, len(todo), key)
+        free_programs()
         log.add({"key": key, **run_it()})
     if progress is not None:
         progress(len(todo), len(todo), "")
@@ -179,7 +181,7 @@ def _check_routes(
     lm: PretrainedLM,
     prompts: Sequence[Prompt],
     config: StudyConfig,
-    recorded: Sequence[Int[np.ndarray, "t l k"]] | None,
+    recorded: Sequence[Int[np.ndarray, "_ l k"]] | None,
 ) -> None:
     """Are there routes for the interventions that take routes?"""
     names = {spec.name for spec in config.specs()}

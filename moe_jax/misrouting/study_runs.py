@@ -55,7 +55,7 @@ class StudyRuns:
         prompts: Sequence[Prompt],
         config: StudyConfig,
         log: Log,
-        recorded: Sequence[Int[np.ndarray, "t l k"]] | None = None,
+        recorded: Sequence[Int[np.ndarray, "_ l k"]] | None = None,
         detail: Callable[[str], None] | None = None,
     ):
         self.lm, self.prompts, self.config, self.recorded = lm, prompts, config, recorded

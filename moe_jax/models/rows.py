@@ -110,7 +110,9 @@ def by_position(
 
     leaves: dict[str, Array] = {}
     for name in RoutingEdit._fields:
-        rows = [np.asarray(getattr(edit, name)) for edit in edits]
+        given = [getattr(edit, name) for edit in edits]
+        alike = all(a is given[0] for a in given)
+        rows = [np.asarray(given[0])] * len(edits) if alike else [np.asarray(a) for a in given]
         if name in WITHOUT_TOKENS:
             leaves[name] = jnp.asarray(rows[0])
         elif name != "tokens" and all(a.shape[1] == 1 for a in rows):

@@ -119,8 +119,12 @@ def test_routes_change_what_is_written(lm):
 
 def test_the_edit_is_the_identity_out_of_its_scope(lm):
     edit = _edit(lm, "explanation")
-    assert edit.later("explanation", [0], [0], count=4) is edit.edit
-    assert edit.later("answer", [0], [0], count=4) is edit.nothing
+    (on,) = edit.later("explanation", [0], [0], count=4)
+    (off,) = edit.later("answer", [0], [0], count=4)
+    np.testing.assert_array_equal(on.suppress, edit.edit.suppress)
+    assert not np.asarray(off.suppress).any()
+    # One form, so that one program runs both.
+    assert [a.shape for a in on] == [a.shape for a in off]
     assert not np.asarray(edit.nothing.suppress).any()
     assert not np.asarray(unedited(lm).edit.suppress).any()
 

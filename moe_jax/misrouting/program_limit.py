@@ -1,0 +1,27 @@
+"""Keeps a long run of many programs from the limit at which XLA ends the process.
+
+A program that XLA compiled for a CPU holds some hundred memory maps, of which Linux gives a process
+65,530 (vm.max_map_count). Beyond, LLVM aborts: "Unable to allocate section memory".
+"""
+
+from pathlib import Path
+
+import jax
+
+_MAPS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+
+
+def free_programs(*, share: float = 0.5) -> bool:
+    """Drop all compiled programs if they hold more than a share of the maps; True if it did so.
+
+    Programs that are still needed are compiled again. Does nothing where the system doesn't tell
+    (it isn't Linux).
+    """
+    if not (_MAPS.exists() and _LIMIT.exists()):
+        return False
+    with _MAPS.open("rb") as lines:
+        used = sum(1 for _ in lines)
+    if used <= share * int(_LIMIT.read_text()):
+        return False
+    jax.clear_caches()
+    return True
