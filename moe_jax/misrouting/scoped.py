@@ -7,6 +7,7 @@ so the same compiled programs run every intervention and the run without one.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -82,16 +83,16 @@ class Scoped(NamedTuple):
 
     def _placed(self, edit: RoutingEdit, counts: Sequence[int]) -> list[RoutingEdit]:
         """The edit with a row of `replay` for each token, and stand-ins of full width."""
-        # Put together in NumPy: in JAX each shape would be compiled.
+        # NumPy and device_put: jax.numpy compiles a program for each shape.
         stand_in = np.broadcast_to(edit.stand_in, self.nothing.stand_in.shape)
-        whole, replay = edit._replace(stand_in=jnp.asarray(stand_in)), np.asarray(edit.replay)
-        rows = {t: jnp.asarray(np.repeat(replay, t, axis=1)) for t in set(counts)}
+        whole, replay = edit._replace(stand_in=jax.device_put(stand_in)), np.asarray(edit.replay)
+        rows = {t: jax.device_put(np.repeat(replay, t, axis=1)) for t in set(counts)}
         return [whole._replace(replay=rows[t]) for t in counts]
 
     def _routed(self, routes: Sequence[Int[np.ndarray, "_ l k"]]) -> list[RoutingEdit]:
         """The edit under which tokens take these routes."""
         placed = self._placed(self.edit, [1] * len(routes))
-        rows = [jnp.asarray(np.moveaxis(mine, 1, 0)) for mine in routes]
+        rows = [jax.device_put(np.moveaxis(mine, 1, 0)) for mine in routes]
         return [one._replace(replay=mine) for one, mine in zip(placed, rows, strict=True)]
 
 

@@ -108,18 +108,19 @@ def by_position(
         full[:, s - t if left else 0 : s if left else t] = a
         return full
 
+    # device_put: jnp.asarray compiles a program for each shape.
     leaves: dict[str, Array] = {}
     for name in RoutingEdit._fields:
         given = [getattr(edit, name) for edit in edits]
         alike = all(a is given[0] for a in given)
         rows = [np.asarray(given[0])] * len(edits) if alike else [np.asarray(a) for a in given]
         if name in WITHOUT_TOKENS:
-            leaves[name] = jnp.asarray(rows[0])
+            leaves[name] = jax.device_put(rows[0])
         elif name != "tokens" and all(a.shape[1] == 1 for a in rows):
-            leaves[name] = jnp.asarray(np.stack(rows, axis=1))
+            leaves[name] = jax.device_put(np.stack(rows, axis=1))
         else:
             every = [placed(a, t) for a, t in zip(rows, lengths, strict=True)]
-            leaves[name] = jnp.asarray(np.stack(every, axis=1))
+            leaves[name] = jax.device_put(np.stack(every, axis=1))
     return RoutingEdit(**leaves)
 
 
