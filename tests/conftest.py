@@ -53,6 +53,16 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """A worker of many files would come near the number of compiled programs that it may hold."""
+    yield
+    # Here, so that no module is read before jaxtyping's hook is in place.
+    from moe_jax.misrouting.program_limit import free_programs
+
+    free_programs()
+
+
 @pytest.fixture
 def key():
     """A PRNG key that is the same in every test."""
