@@ -165,7 +165,7 @@ class RoutingEdit(NamedTuple):
         Raises:
             ValueError: an expert id out of range, no permutation, a negative shift or temperature,
                 a replay whose last axis is not the number of slots, or a stand_in that has not a
-                row for each expert.
+                row for each expert, or rows of one number, which are not read.
         """
         edit = cls.identity(config)
         experts = config.num_experts
@@ -199,7 +199,7 @@ class RoutingEdit(NamedTuple):
                     )
                 changes[name] = jnp.asarray(recorded, dtype)
         if stand_in is not None:
-            if stand_in.ndim != 2 or len(stand_in) != experts:
+            if stand_in.ndim != 2 or len(stand_in) != experts or stand_in.shape[1] == 1:
                 raise ValueError(
                     f"stand_in has shape {stand_in.shape}, the gate wants ({experts}, d_model)"
                 )

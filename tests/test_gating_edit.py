@@ -82,8 +82,7 @@ def test_identity_is_bitwise_no_edit(name):
             "replay": np.full((1, config.slots), 6),
         },
         replay_weight=np.full((1, config.slots), 0.5),
-        stand_in=np.ones((E, 1)),
-    )
+    )._replace(stand_in=jnp.ones((E, 1)))
     nowhere = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), nowhere, identity)
     assert same_bits(plain, go(Z, nowhere))
     assert go._cache_size() == 2
