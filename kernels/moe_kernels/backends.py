@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 import jax
 from jax import lax
 
+from moe_kernels.c_cpu import library
 from moe_kernels.required_platform import require
 
-BACKENDS = ("reference", "xla", "triton_gpu", "pallas_tpu")
+BACKENDS = ("reference", "xla", "c_cpu", "triton_gpu", "pallas_tpu")
 """The names that `backend=` takes."""
 
-RUNS_ON: dict[str, tuple[str, ...]] = {"triton_gpu": ("cuda", "rocm"), "pallas_tpu": ("tpu",)}
+RUNS_ON: dict[str, tuple[str, ...]] = {
+    "c_cpu": ("cpu",),
+    "triton_gpu": ("cuda", "rocm"),
+    "pallas_tpu": ("tpu",),
+}
 """Backend -> the platforms (as in `lax.platform_dependent`) that it is made for; the others run on
 every platform."""
 
@@ -25,17 +31,22 @@ PACKAGES = {"triton_gpu": ("triton", "jax_triton")}
 RUNTIME = {"pallas_tpu": "libtpu"}
 """Backend -> package without which no program picks it unasked: tracing its kernels takes time."""
 
-LACKS = {"triton_gpu": ("float64",), "pallas_tpu": ("float64", "float16")}
-"""Backend -> dtypes that its hardware or its compiler does not have."""
+LACKS = {
+    "c_cpu": ("float64", "float16", "bfloat16"),
+    "triton_gpu": ("float64",),
+    "pallas_tpu": ("float64", "float16"),
+}
+"""Backend -> dtypes that its hardware, its compiler or its kernels do not have."""
 
 INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
 
 
 def choose(backend: str | None) -> str:
-    """The backend's name that will be used on this machine's default device.
+    """The backend's name that will be used on this machine's default device, for float32.
 
     Raises:
-      ValueError: there is no backend of that name, or a package that it needs is missing.
+      ValueError: there is no backend of that name, or a package or compiler that it needs is
+        missing.
     """
     if backend is None:
         return _present().get(_platform(), "xla")
@@ -51,7 +62,7 @@ def missing(backend: str) -> str | None:
     for package in PACKAGES.get(backend, ()):
         if not _installed(package):
             return f"the package {package} is missing; {INSTALL}"
-    return None
+    return library.missing() if backend == "c_cpu" else None
 
 
 @functools.cache
@@ -101,12 +112,25 @@ def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -
 
 def _present() -> dict[str, str]:
     """Platform -> the backend made for it, where what it needs is installed."""
-    installed = {
-        b: platforms
-        for b, platforms in RUNS_ON.items()
-        if missing(b) is None and (b not in RUNTIME or _installed(RUNTIME[b]))
-    }
+    installed = {b: platforms for b, platforms in RUNS_ON.items() if _unasked(b)}
     return {platform: b for b, platforms in installed.items() for platform in platforms}
+
+
+def _unasked(backend: str) -> bool:
+    """Whether programs of this machine may pick the backend without being told to."""
+    if backend == "c_cpu":
+        # Its kernels are compiled here at the first use: in vain where programs are for a GPU.
+        return _platform() == "cpu" and not _warned(missing(backend))
+    return missing(backend) is None and (backend not in RUNTIME or _installed(RUNTIME[backend]))
+
+
+@functools.cache
+def _warned(reason: str | None) -> bool:
+    """Whether there is a reason; tells it, once, unless it is only that there is no compiler."""
+    if reason is not None and library.compiler() is not None:
+        text = f"moe_kernels is slower than it could be on this CPU: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return reason is not None
 
 
 def _platform() -> str:

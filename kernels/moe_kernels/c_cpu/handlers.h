@@ -1,0 +1,124 @@
+/* What a handler is called with: buffers, attributes, and the units that rows are cut into. */
+#ifndef MOE_HANDLERS_H
+#define MOE_HANDLERS_H
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "parallel.h"
+#include "product.h"
+
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+
+INLINE XLA_FFI_Buffer *argument(XLA_FFI_CallFrame *frame, int i) { return frame->args.args[i]; }
+
+/* The data of an array, NULL if it is empty: that is how what an expert lacks is passed. */
+static void *data_of(const XLA_FFI_Buffer *buffer) {
+  for (int64_t i = 0; i < buffer->rank; i++)
+    if (buffer->dims[i] == 0) return NULL;
+  return buffer->data;
+}
+
+INLINE const float *floats(XLA_FFI_CallFrame *frame, int i) {
+  return data_of(argument(frame, i));
+}
+
+INLINE const int32_t *integers(XLA_FFI_CallFrame *frame, int i) {
+  return data_of(argument(frame, i));
+}
+
+INLINE int64_t length(XLA_FFI_CallFrame *frame, int i, int axis) {
+  return argument(frame, i)->dims[axis];
+}
+
+/* The data of result i. The first write to fresh memory costs a fault for each page, which for the
+   gradients of many experts takes longer than computing them; huge pages make it a few. */
+static float *result(XLA_FFI_CallFrame *frame, int i) {
+  XLA_FFI_Buffer *buffer = frame->rets.rets[i];
+  float *data = data_of(buffer);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (data) {
+    uintptr_t bytes = sizeof(float);
+    for (int64_t axis = 0; axis < buffer->rank; axis++) bytes *= (uintptr_t)buffer->dims[axis];
+    /* Whole pages, the first and last one too: it is only advice, for neighbours as for this. */
+    uintptr_t first = (uintptr_t)data & ~(HUGE_PAGE - 1);
+    uintptr_t last = ((uintptr_t)data + bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    if (bytes >= 2 * HUGE_PAGE) madvise((void *)first, last - first, MADV_HUGEPAGE);
+  }
+#endif
+  return data;
+}
+
+/* The one attribute that a handler has, an int32. */
+INLINE int attribute(XLA_FFI_CallFrame *frame) {
+  return *(const int32_t *)((const XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;
+}
+
+static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, XLA_FFI_Error_Code code,
+                              const char *message) {
+  XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
+                                    .message = message,
+                                    .errc = code};
+  return frame->api->XLA_FFI_Error_Create(&args);
+}
+
+/* Whether XLA only asks which version of its interface this was compiled for; then answers. */
+static int asks_version(XLA_FFI_CallFrame *frame) {
+  XLA_FFI_Extension_Base *extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+/* Some rows of one expert. */
+typedef struct {
+  int64_t expert, row;
+  int rows;
+} Unit;
+
+static int larger_first(const void *a, const void *b) {
+  const Unit *left = a, *right = b;
+  if (left->rows != right->rows) return left->rows < right->rows ? 1 : -1;
+  return left->row < right->row ? -1 : left->row > right->row;
+}
+
+/* Whether offset goes up from at least 0 to at most `rows`, and all of an index is within
+   `length`. Both come from a plan, or from the caller of a single operation: what they point to
+   is read unchecked. */
+static const char *wrong_rows(const int32_t *offset, int64_t experts, int64_t rows) {
+  for (int64_t e = 0, last = 0; e <= experts; last = offset[e++])
+    if (offset[e] < last || offset[e] > rows)
+      return "offset must not go down, and must stay within 0 and the number of rows";
+  return NULL;
+}
+
+static const char *wrong_index(const int32_t *index, int64_t count, int64_t length) {
+  for (int64_t i = 0; index && i < count; i++)
+    if (index[i] < 0 || index[i] >= length) return "the plan points to rows that x does not have";
+  return NULL;
+}
+
+/* Cuts each expert's rows evenly into units of at most MAX_ROWS, and fewer where threads would have
+   nothing to do; larger units come first. NULL if there is no memory. */
+static Unit *make_units(const int32_t *offset, int64_t experts, int64_t threads, int64_t *count) {
+  int64_t rows = offset[experts] - offset[0];
+  int64_t most = rows / (4 * threads);
+  most = most < 5 * TILE_ROWS ? 5 * TILE_ROWS : most > MAX_ROWS ? MAX_ROWS : most;
+  Unit *units = malloc(sizeof(Unit) * (size_t)(rows / most + experts + 1));
+  if (!units) return NULL;
+  *count = 0;
+  for (int64_t e = 0; e < experts; e++) {
+    int64_t load = offset[e + 1] - offset[e], parts = (load + most - 1) / most;
+    for (int64_t p = 0; p < parts; p++) {
+      int64_t first = load * p / parts, last = load * (p + 1) / parts;
+      units[(*count)++] = (Unit){e, offset[e] + first, (int)(last - first)};
+    }
+  }
+  qsort(units, (size_t)*count, sizeof(Unit), larger_first);
+  return units;
+}
+
+#endif

@@ -1,0 +1,124 @@
+"""The four kernels of `primitives` that are products, as calls of the compiled ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from moe_kernels.activations import ACTIVATIONS
+from moe_kernels.manual_axes import unify
+
+
+def up(
+    x_td: Float[Array, "t d"],
+    token_s: Int[Array, " s"],
+    offset: Int[Array, " boundaries"],
+    w_in: Float[Array, "e d f"],
+    w_gate: Float[Array, "e d f"] | None,
+    b_in: Float[Array, "e f"] | None,
+    b_gate: Float[Array, "e f"] | None,
+    *,
+    activation: str,
+    keep: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """`primitives.Up`: gather, both products and the activation in one pass."""
+    rows = (token_s.size, w_in.shape[2])
+    glu = w_gate is not None
+    a_sf, h_in_sf, h_gate_sf = _call(
+        "moe_up",
+        (x_td, token_s, offset, w_in, w_gate, b_in, b_gate),
+        (rows, rows if keep else None, rows if keep and glu else None),
+        activation=_number(activation),
+    )
+    return a_sf, h_in_sf if keep else None, h_gate_sf if keep and glu else None
+
+
+def grouped_matmul(
+    x: Float[Array, "rows n_in"],
+    w: Float[Array, "e a b"],
+    offset: Int[Array, " boundaries"],
+    *,
+    index: Int[Array, " s"] | None = None,
+    bias: Float[Array, "e n_out"] | None = None,
+    x2: Float[Array, "rows n_in"] | None = None,
+    w2: Float[Array, "e a b"] | None = None,
+    transposed: bool = False,
+) -> Float[Array, "s n_out"]:
+    """`primitives.GroupedMatmul`: gather, up to two products and the bias in one pass."""
+    num_rows = x.shape[0] if index is None else index.size
+    (y,) = _call(
+        "moe_grouped_matmul",
+        (x, index, offset, w, bias, x2, w2),
+        ((num_rows, w.shape[1 if transposed else 2]),),
+        transposed=np.int32(transposed),
+    )
+    return y
+
+
+def hidden_grad(
+    dy_td: Float[Array, "t d"],
+    token_s: Int[Array, " s"],
+    weight_s: Float[Array, " s"],
+    offset: Int[Array, " boundaries"],
+    w_out: Float[Array, "e f d"],
+    h_in_sf: Float[Array, "s f"],
+    h_gate_sf: Float[Array, "s f"] | None,
+    *,
+    activation: str,
+) -> tuple[Array, Array | None, Array, Array]:
+    """`primitives.HiddenGrad`: gather, product and the activation's derivatives in one pass."""
+    rows = (token_s.size, w_out.shape[1])
+    dh_in_sf, dh_gate_sf, wa_sf, dweight_s = _call(
+        "moe_hidden_grad",
+        (dy_td, token_s, weight_s, offset, w_out, h_in_sf, h_gate_sf),
+        (rows, None if h_gate_sf is None else rows, rows, rows[:1]),
+        # The gradients take the place of the pre-activations, which nothing needs any more.
+        aliases={5: 0} if h_gate_sf is None else {5: 0, 6: 1},
+        activation=_number(activation),
+    )
+    return dh_in_sf, None if h_gate_sf is None else dh_gate_sf, wa_sf, dweight_s
+
+
+def weight_grad(
+    x: Float[Array, "rows n_in"],
+    dy: Float[Array, "dy_rows n_out"],
+    offset: Int[Array, " boundaries"],
+    *,
+    x_index: Int[Array, " s"] | None = None,
+    dy_index: Int[Array, " s"] | None = None,
+) -> Float[Array, "e n_in n_out"]:
+    """`primitives.WeightGrad`."""
+    (dw,) = _call(
+        "moe_weight_grad",
+        (x, x_index, dy, dy_index, offset),
+        ((offset.size - 1, x.shape[1], dy.shape[1]),),
+    )
+    return dw
+
+
+def _number(activation: str) -> np.int32:
+    """The activation's place in ACTIVATIONS, by which activations.h knows it."""
+    return np.int32(list(ACTIVATIONS).index(activation))
+
+
+def _narrow(array: Array) -> Array:
+    """Integers as int32, which the kernels read."""
+    return array.astype(jnp.int32) if jnp.issubdtype(array.dtype, jnp.integer) else array
+
+
+def _call(
+    kernel: str,
+    arrays: Sequence[Array | None],
+    results: Sequence[tuple[int, ...] | None],
+    aliases: dict[int, int] | None = None,
+    **attribute: Any,
+) -> Sequence[Array]:
+    """Float32 results of these shapes; what is None, on either side, is an empty array."""
+    given = unify([jnp.zeros((0,), jnp.float32) if a is None else _narrow(a) for a in arrays])
+    types = [jax.ShapeDtypeStruct(shape or (0,), jnp.float32) for shape in results]
+    found = jax.ffi.ffi_call(kernel, types, input_output_aliases=aliases)(*given, **attribute)
+    # A call of a foreign function knows nothing of values that differ over a shard_map's devices.
+    return unify((given, found))[1]
