@@ -47,8 +47,9 @@ def moe_ffn(
       recompute: keep no pre-activations for the backward pass, but compute them again there: less
         memory (2 * tokens * k * d_expert numbers with a gate), one or two products more.
       backend: "reference" (every expert sees every token; the oracle), "xla" (grouped blocks, plain
-        XLA, its own backward), or None: the fastest that exists for the platform. A named backend
-        never falls back to another.
+        XLA, its own backward), "c_cpu" (C kernels, float32), "triton_gpu", "pallas_tpu", or None:
+        the fastest that exists for the platform (`choose(None)` says which). A named backend never
+        falls back to another.
 
     Returns:
       y, in the dtype of x; products are summed in float32. Reverse-mode derivatives exist for

@@ -4,41 +4,16 @@
 #ifndef MOE_PRODUCT_H
 #define MOE_PRODUCT_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "vectors.h"
+#include "factors.h"
+#include "few_rows.h"
 
 #define MAX_ROWS 256 /* rows of one product */
-#define DEPTH 256    /* terms of the sums that are packed at once */
 #define SLAB (8 * TILE_COLUMNS) /* columns that are packed at once: long reads of B's rows */
 
 /* Floats of scratch memory that `product` needs. Packing writes up to LANES floats too many. */
 #define PACKED_A ((MAX_ROWS + TILE_ROWS) * DEPTH + LANES)
 #define PACKED_B (SLAB * DEPTH + LANES)
 #define PRODUCT_SCRATCH (PACKED_A + PACKED_B + TILE_ROWS * TILE_COLUMNS)
-
-/* Rows of a matrix: number r is at base + stride * (index ? index[first + r] : first + r). */
-typedef struct {
-  const float *base;
-  const int32_t *index;
-  int64_t first;
-  size_t stride;
-} Rows;
-
-/* A factor of sum over k of A[i, k] B[k, j], with `skip` floats of each row left out. If `by_term`,
-   row k holds A[:, k] or B[k, :]; otherwise row i holds A[i, :], or row j B[:, j]. */
-typedef struct {
-  Rows rows;
-  int by_term;
-  size_t skip;
-} Factor;
-
-INLINE const float *row_of(const Rows *rows, int64_t r) {
-  int64_t at = rows->first + r;
-  return rows->base + rows->stride * (size_t)(rows->index ? rows->index[at] : at);
-}
 
 /* panels[p][k * width + i] = row(term + k)[column + p * width + i], for all columns; a panel is
    width * terms floats, and what the last one has too many is left as it is. */
@@ -183,11 +158,15 @@ static void edge_tile(int rows, int columns, int terms, const float *a, const fl
 static void product(const Factor *a, const Factor *b, int m, int64_t n, int64_t terms, float *c,
                     size_t stride, int add, float *scratch) {
   float *packed_a = scratch, *packed_b = packed_a + PACKED_A, *whole = packed_b + PACKED_B;
+  if (m <= FEW_ROWS && !a->by_term && b->by_term) {
+    few_rows(m, a, b, n, terms, c, stride, add, packed_a);
+    return;
+  }
   int tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
-  int64_t depths = (terms + DEPTH - 1) / DEPTH;
+  int64_t depths = depths_of(terms);
   for (int64_t depth = 0; depth < depths; depth++) {
-    int64_t term = terms * depth / depths;
-    int now = (int)(terms * (depth + 1) / depths - term);
+    int64_t term = depth_start(terms, depth, depths);
+    int now = (int)(depth_start(terms, depth + 1, depths) - term);
     int more = add || depth > 0;
     pack_a(packed_a, a, m, tiles, term, now);
     for (int64_t j = 0; j < n; j += SLAB) {
@@ -197,7 +176,7 @@ static void product(const Factor *a, const Factor *b, int m, int64_t n, int64_t 
       Ahead ahead = {packed_b, 0, 0, 1, 1};
       if (next_term < terms && !b->rows.index)
         ahead = ahead_of(b, next, n - next < SLAB ? n - next : SLAB, next_term,
-                         next ? now : (int)(terms * (depth + 2) / depths - next_term));
+                         next ? now : (int)(depth_start(terms, depth + 2, depths) - next_term));
       for (int i = 0; i < tiles; i++) {
         int first = share(i, tiles, m), rows = share(i + 1, tiles, m) - first;
         const float *left = packed_a + (size_t)i * TILE_ROWS * now, *right = packed_b;
