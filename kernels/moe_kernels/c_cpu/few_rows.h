@@ -15,17 +15,21 @@ INLINE void add_terms(const int rows, const int count, const float *const *a, co
   int64_t j = 0;
   for (; j + LANES <= columns; j += LANES) {
     vec sum[FEW_ROWS];
+    UNROLL
     for (int i = 0; i < rows; i++) sum[i] = load(sums + i * RUN + j);
+    UNROLL
     for (int k = 0; k < count; k++) {
       vec right = load(b[k] + j);
+      UNROLL
       for (int i = 0; i < rows; i++) sum[i] += a[i][k] * right;
     }
+    UNROLL
     for (int i = 0; i < rows; i++) store(sums + i * RUN + j, sum[i]);
   }
   for (; j < columns; j++)
     for (int i = 0; i < rows; i++) {
       float sum = sums[i * RUN + j];
-      for (int k = 0; k < count; k++) sum = __builtin_fmaf(a[i][k], b[k][j], sum);
+      for (int k = 0; k < count; k++) sum += a[i][k] * b[k][j];
       sums[i * RUN + j] = sum;
     }
 }

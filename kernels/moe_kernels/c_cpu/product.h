@@ -109,18 +109,18 @@ INLINE void tile_of(const int rows, int terms, const float *a, const float *b, f
                     size_t stride, int add, Ahead *ahead) {
   Ahead walk = *ahead;
   vec sum[TILE_ROWS][2];
-#pragma GCC unroll 16
+  UNROLL
   for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vec){0};
   for (int k = 0; k < terms; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
     vec left = load(b), right = load(b + LANES);
     if (k % 2) fetch(&walk);
-#pragma GCC unroll 16
+  UNROLL
     for (int i = 0; i < rows; i++) {
       sum[i][0] += a[i] * left;
       sum[i][1] += a[i] * right;
     }
   }
-#pragma GCC unroll 16
+  UNROLL
   for (int i = 0; i < rows; i++, c += stride) {
     if (add) {
       sum[i][0] += load(c);

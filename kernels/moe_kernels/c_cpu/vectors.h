@@ -16,11 +16,19 @@
 #define TILE_ROWS 12
 #else
 #define LANES 4
-#define TILE_ROWS 6
+#define TILE_ROWS 4
 #endif
+_Static_assert(TILE_ROWS <= LANES || TILE_ROWS % LANES == 0, "pack_transposed writes whole vectors");
 #define TILE_COLUMNS (2 * LANES)
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* Before a loop whose array is to lie in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
