@@ -62,6 +62,11 @@ def test_a_compiler_that_fails_leaves_nothing_and_its_error_is_told(tmp_path, mo
     )
 
 
+def test_the_sources_compile_without_a_warning(tmp_path, compiler, monkeypatch):
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-Wall", "-Wextra", "-Werror"))
+    library.build(compiler, tmp_path)
+
+
 def test_no_compiler(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     reason = library.missing.__wrapped__()

@@ -40,4 +40,14 @@ INLINE Activated activate(int kind, vec h) {
   }
 }
 
+/* The function `name` with `kind` known to the compiler. */
+#define BY_KIND(kind, name, ...)                                                                   \
+  switch (kind) {                                                                                  \
+  case SILU: name(SILU, __VA_ARGS__); break;                                                       \
+  case GELU: name(GELU, __VA_ARGS__); break;                                                       \
+  case GELU_TANH: name(GELU_TANH, __VA_ARGS__); break;                                             \
+  case RELU: name(RELU, __VA_ARGS__); break;                                                       \
+  default: name(RELU2, __VA_ARGS__);                                                               \
+  }
+
 #endif

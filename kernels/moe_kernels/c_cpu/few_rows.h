@@ -55,15 +55,14 @@ INLINE void few_rows_of(const int rows, const Factor *a, const Factor *b, int64_
       }
       for (int i = 0; i < rows; i++) {
         float *to = c + (size_t)i * stride + column, *from = sums + i * RUN;
-        for (int64_t j = 0; j < columns; j++)
-          to[j] = add || depth ? from[j] + to[j] : from[j];
+        for (int64_t j = 0; j < columns; j++) to[j] = add || depth ? from[j] + to[j] : from[j];
       }
     }
   }
 }
 
-/* `product` for rows <= FEW_ROWS of A, not by term, and B by term; the same bits. `sums` has room for
-   FEW_ROWS * RUN floats. */
+/* `product` for at most FEW_ROWS rows of A, not by term, and B by term; the same bits. `sums` has
+   room for FEW_ROWS * RUN floats. */
 static void few_rows(int rows, const Factor *a, const Factor *b, int64_t n, int64_t terms, float *c,
                      size_t stride, int add, float *sums) {
   switch (rows) {

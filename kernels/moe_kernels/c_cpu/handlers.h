@@ -20,9 +20,7 @@ static void *data_of(const XLA_FFI_Buffer *buffer) {
   return buffer->data;
 }
 
-INLINE const float *floats(XLA_FFI_CallFrame *frame, int i) {
-  return data_of(argument(frame, i));
-}
+INLINE const float *floats(XLA_FFI_CallFrame *frame, int i) { return data_of(argument(frame, i)); }
 
 INLINE const int32_t *integers(XLA_FFI_CallFrame *frame, int i) {
   return data_of(argument(frame, i));
@@ -57,9 +55,8 @@ INLINE int attribute(XLA_FFI_CallFrame *frame) {
 
 static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, XLA_FFI_Error_Code code,
                               const char *message) {
-  XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
-                                    .message = message,
-                                    .errc = code};
+  XLA_FFI_Error_Create_Args args = {
+      .struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = message, .errc = code};
   return frame->api->XLA_FFI_Error_Create(&args);
 }
 
@@ -85,13 +82,15 @@ static int larger_first(const void *a, const void *b) {
   return left->row < right->row ? -1 : left->row > right->row;
 }
 
-/* Whether offset goes up from at least 0 to at most `rows`, and all of an index is within
-   `length`. Both come from a plan, or from the caller of a single operation: what they point to
-   is read unchecked. */
+/* What is wrong with an offset, or with an index into `length` rows; NULL if nothing is. Both may
+   come from the caller of a single operation, and what they point to is read unchecked. */
 static const char *wrong_rows(const int32_t *offset, int64_t experts, int64_t rows) {
-  for (int64_t e = 0, last = 0; e <= experts; last = offset[e++])
+  int64_t last = 0;
+  for (int64_t e = 0; e <= experts; e++) {
     if (offset[e] < last || offset[e] > rows)
       return "offset must not go down, and must stay within 0 and the number of rows";
+    last = offset[e];
+  }
   return NULL;
 }
 
@@ -119,6 +118,30 @@ static Unit *make_units(const int32_t *offset, int64_t experts, int64_t threads,
   }
   qsort(units, (size_t)*count, sizeof(Unit), larger_first);
   return units;
+}
+
+#define CHUNK 1024 /* columns whose intermediate values stay in the cache */
+
+/* Rows of the bias, for a product to add to. */
+static void start_with(const float *bias, int rows, int64_t columns, float *to, size_t stride) {
+  for (int i = 0; i < rows; i++, to += stride) memcpy(to, bias, sizeof(float) * (size_t)columns);
+}
+
+/* work(shared, u) for every unit u of the rows, which `*units` points to meanwhile; an error if the
+   offset, or an index into the `length` rows of an argument, points elsewhere. */
+static XLA_FFI_Error *on_rows(XLA_FFI_CallFrame *frame, const int32_t *offset, int64_t experts,
+                              int64_t rows, const int32_t *index, int64_t length, Work *work,
+                              const void *shared, const Unit **units) {
+  const char *wrong = wrong_rows(offset, experts, rows);
+  if (!wrong) wrong = wrong_index(index, rows, length);
+  if (wrong) return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, wrong);
+  int64_t count;
+  Unit *made = make_units(offset, experts, threads_of(frame), &count);
+  if (!made) return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
+  *units = made;
+  spread(frame, count, work, shared);
+  free(made);
+  return NULL;
 }
 
 #endif

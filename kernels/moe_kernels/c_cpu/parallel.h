@@ -46,14 +46,14 @@ static void help(void *data) {
 
 static int64_t threads_of(XLA_FFI_CallFrame *frame) {
   int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {
-      .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
-      .ctx = frame->ctx,
-      .num_threads = &threads};
+  XLA_FFI_ThreadPool_NumThreads_Args args = {.struct_size =
+                                                 XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+                                             .ctx = frame->ctx,
+                                             .num_threads = &threads};
   XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
   if (error) {
-    XLA_FFI_Error_Destroy_Args gone = {
-        .struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
+    XLA_FFI_Error_Destroy_Args gone = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                       .error = error};
     frame->api->XLA_FFI_Error_Destroy(&gone);
     return 1;
   }
@@ -77,16 +77,16 @@ static void spread(XLA_FFI_CallFrame *frame, int64_t units, Work *work, const vo
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->finished, NULL);
   for (int64_t i = 0; i < helpers; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args args = {
-        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
-        .ctx = frame->ctx,
-        .task = help,
-        .data = job};
+    XLA_FFI_ThreadPool_Schedule_Args args = {.struct_size =
+                                                 XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+                                             .ctx = frame->ctx,
+                                             .task = help,
+                                             .data = job};
     atomic_fetch_add(&job->holders, 1);
     XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
     if (error) {
-      XLA_FFI_Error_Destroy_Args gone = {
-          .struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
+      XLA_FFI_Error_Destroy_Args gone = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                         .error = error};
       frame->api->XLA_FFI_Error_Destroy(&gone);
       leave(job);
       break;

@@ -7,7 +7,7 @@
 #include "factors.h"
 #include "few_rows.h"
 
-#define MAX_ROWS 256 /* rows of one product */
+#define MAX_ROWS 256            /* rows of one product */
 #define SLAB (8 * TILE_COLUMNS) /* columns that are packed at once: long reads of B's rows */
 
 /* Floats of scratch memory that `product` needs. Packing writes up to LANES floats too many. */
@@ -33,7 +33,8 @@ INLINE void pack_transposed(float *panel, const int width, const Rows *rows, int
                             int count, size_t term, int terms) {
   for (int i = 0; i < count; i += LANES) {
     const float *from[LANES];
-    for (int r = 0; r < LANES; r++) from[r] = row_of(rows, first + (i + r < count ? i + r : i)) + term;
+    for (int r = 0; r < LANES; r++)
+      from[r] = row_of(rows, first + (i + r < count ? i + r : i)) + term;
     float *to = panel + i;
     int k = 0;
     for (; k + LANES <= terms; k += LANES) {
@@ -91,8 +92,10 @@ INLINE void fetch(Ahead *ahead) {
   if (++ahead->line < ahead->lines) return;
   ahead->line = 0;
   /* After the last row the walk stays on it. */
-  if (ahead->rows > 1) ahead->rows--, ahead->at += ahead->to_next_row;
-  else ahead->at -= LINE * ahead->lines;
+  if (ahead->rows > 1)
+    ahead->at += ahead->to_next_row, ahead->rows--;
+  else
+    ahead->at -= LINE * ahead->lines;
 }
 
 /* What `pack_b` reads for these columns and terms. */
@@ -100,8 +103,8 @@ INLINE Ahead ahead_of(const Factor *b, int64_t column, int64_t columns, int64_t 
   int64_t row = b->by_term ? term : column, rows = b->by_term ? terms : columns;
   int64_t from = b->by_term ? column : term, floats = b->by_term ? columns : terms;
   int lines = (int)((floats + LINE - 1) / LINE);
-  return (Ahead){row_of(&b->rows, row) + b->skip + from,
-                 (int64_t)b->rows.stride - LINE * lines, 0, lines, (int)rows};
+  return (Ahead){row_of(&b->rows, row) + b->skip + from, (int64_t)b->rows.stride - LINE * lines, 0,
+                 lines, (int)rows};
 }
 
 /* c[i, j] (+)= sum over k of a[k * TILE_ROWS + i] b[k * TILE_COLUMNS + j] for i < rows. */
@@ -114,7 +117,7 @@ INLINE void tile_of(const int rows, int terms, const float *a, const float *b, f
   for (int k = 0; k < terms; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
     vec left = load(b), right = load(b + LANES);
     if (k % 2) fetch(&walk);
-  UNROLL
+    UNROLL
     for (int i = 0; i < rows; i++) {
       sum[i][0] += a[i] * left;
       sum[i][1] += a[i] * right;
@@ -140,8 +143,10 @@ static void tile(int rows, int terms, const float *a, const float *b, float *c, 
     if (n <= TILE_ROWS) tile_of(n, terms, a, b, c, stride, add, ahead);                            \
     break;
   switch (rows) {
+    /* clang-format off */
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
     CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+    /* clang-format on */
   }
 #undef CASE
 }

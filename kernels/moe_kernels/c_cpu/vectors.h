@@ -18,7 +18,8 @@
 #define LANES 4
 #define TILE_ROWS 4
 #endif
-_Static_assert(TILE_ROWS <= LANES || TILE_ROWS % LANES == 0, "pack_transposed writes whole vectors");
+_Static_assert(TILE_ROWS <= LANES || TILE_ROWS % LANES == 0,
+               "pack_transposed writes whole vectors");
 #define TILE_COLUMNS (2 * LANES)
 
 #define INLINE static inline __attribute__((always_inline))
@@ -41,7 +42,23 @@ INLINE vec load(const float *p) {
 
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
-/* a's and b's lanes in turns: a[0] b[0] a[1] b[1] ..., the lower half of them and the upper half. */
+/* The first `count` floats from p, which may be fewer than a vector's. */
+INLINE vec load_some(const float *p, int64_t count) {
+  if (count >= LANES) return load(p);
+  vec v = {0};
+  for (int64_t i = 0; i < count; i++) v[i] = p[i];
+  return v;
+}
+
+INLINE void store_some(float *p, vec v, int64_t count) {
+  if (count >= LANES)
+    store(p, v);
+  else
+    for (int64_t i = 0; i < count; i++) p[i] = v[i];
+}
+
+/* a's and b's lanes in turns: a[0] b[0] a[1] b[1] ..., the lower half of them and the upper half.
+ */
 #if LANES == 16
 #define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -58,7 +75,8 @@ INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 #define WEAVE(a, b, lanes) __builtin_shuffle(a, b, (ivec){lanes})
 #endif
 
-/* Transposes a square of LANES rows, by log2(LANES) rounds of weaving row i with row i + LANES/2. */
+/* Transposes a square of LANES rows, by log2(LANES) rounds of weaving row i with row i + LANES/2.
+ */
 INLINE void transpose(vec rows[LANES]) {
   for (int round = 1; round < LANES; round *= 2) {
     vec woven[LANES];

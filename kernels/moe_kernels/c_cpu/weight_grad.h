@@ -1,0 +1,82 @@
+/* K5 and K7: the gradients of the experts' matrices. */
+#ifndef MOE_WEIGHT_GRAD_H
+#define MOE_WEIGHT_GRAD_H
+
+#include "handlers.h"
+#include "product.h"
+
+/* x^T dy of each expert's rows: x, x_index, dy, dy_index, offset -> dw. */
+typedef struct {
+  const Unit *units; /* `row` is the first of some rows of dw[expert] */
+  const float *x, *dy;
+  const int32_t *x_index, *dy_index, *offset;
+  int64_t n_in, n_out;
+  float *dw;
+} WeightGrad;
+
+static void weight_unit(const void *shared, int64_t number) {
+  const WeightGrad *g = shared;
+  Unit unit = g->units[number];
+  int64_t first = g->offset[unit.expert], load = g->offset[unit.expert + 1] - first;
+  float *to = g->dw + (unit.expert * g->n_in + unit.row) * g->n_out;
+  if (!load) {
+    memset(to, 0, sizeof(float) * (size_t)unit.rows * (size_t)g->n_out);
+    return;
+  }
+  Factor x = {{g->x, g->x_index, first, (size_t)g->n_in}, 1, (size_t)unit.row};
+  Factor dy = {{g->dy, g->dy_index, first, (size_t)g->n_out}, 1, 0};
+  product(&x, &dy, unit.rows, g->n_out, load, to, (size_t)g->n_out, 0, scratch_of(PRODUCT_SCRATCH));
+}
+
+static Unit *weight_units(const int32_t *offset, int64_t experts, int64_t n_in, int64_t threads,
+                          int64_t *count) {
+  int64_t most = n_in * experts / (4 * threads);
+  most = most < 5 * TILE_ROWS ? 5 * TILE_ROWS : most > MAX_ROWS ? MAX_ROWS : most;
+  int64_t parts = (n_in + most - 1) / most;
+  /* Experts in the order of their loads, the largest first. */
+  Unit *loads = malloc(sizeof(Unit) * (size_t)experts);
+  Unit *units = malloc(sizeof(Unit) * (size_t)(experts * parts));
+  if (loads && units) {
+    for (int64_t e = 0; e < experts; e++) loads[e] = (Unit){e, e, (int)(offset[e + 1] - offset[e])};
+    qsort(loads, (size_t)experts, sizeof(Unit), larger_first);
+    *count = 0;
+    for (int64_t e = 0; e < experts; e++)
+      for (int64_t p = 0; p < parts; p++) {
+        int64_t first = n_in * p / parts, last = n_in * (p + 1) / parts;
+        units[(*count)++] = (Unit){loads[e].expert, first, (int)(last - first)};
+      }
+  }
+  if (!loads) {
+    free(units);
+    units = NULL;
+  }
+  free(loads);
+  return units;
+}
+
+XLA_FFI_Error *moe_weight_grad(XLA_FFI_CallFrame *frame) {
+  if (asks_version(frame)) return NULL;
+  int64_t experts = length(frame, 4, 0) - 1, units = 0;
+  WeightGrad g = {.x = floats(frame, 0),
+                  .x_index = integers(frame, 1),
+                  .dy = floats(frame, 2),
+                  .dy_index = integers(frame, 3),
+                  .offset = integers(frame, 4),
+                  .n_in = length(frame, 0, 1),
+                  .n_out = length(frame, 2, 1),
+                  .dw = result(frame, 0)};
+  int64_t rows = length(frame, g.x_index ? 1 : 0, 0);
+  int64_t dy_rows = length(frame, g.dy_index ? 3 : 2, 0);
+  const char *wrong = wrong_rows(g.offset, experts, rows < dy_rows ? rows : dy_rows);
+  if (!wrong) wrong = wrong_index(g.x_index, rows, length(frame, 0, 0));
+  if (!wrong) wrong = wrong_index(g.dy_index, dy_rows, length(frame, 2, 0));
+  if (wrong) return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, wrong);
+  Unit *made = weight_units(g.offset, experts, g.n_in, threads_of(frame), &units);
+  if (!made) return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
+  g.units = made;
+  spread(frame, units, weight_unit, &g);
+  free(made);
+  return NULL;
+}
+
+#endif
