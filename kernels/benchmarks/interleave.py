@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,19 +20,24 @@ class Times(NamedTuple):
 
 
 def measure(rivals: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Times]:
-    """One call of each to warm up, then `repeats` rounds of one call each, in changing order."""
+    """One call of each to warm up, then `repeats` rounds of one call each.
+
+    Each round has its own order, so that what one rival leaves behind (threads that still spin,
+    memory to give back) does not always hit the same next one.
+    """
     for call in rivals.values():
         jax.block_until_ready(call())
     walls: dict[str, list[float]] = {name: [] for name in rivals}
     cpus: dict[str, list[float]] = {name: [] for name in rivals}
     names = list(rivals)
+    shuffle = random.Random(0).shuffle
     for _ in range(repeats):
+        shuffle(names)
         for name in names:
             wall, cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(rivals[name]())
             walls[name].append(1e3 * (time.perf_counter() - wall))
             cpus[name].append(1e3 * (time.process_time() - cpu))
-        names = names[1:] + names[:1]
     return {n: Times(float(np.median(walls[n])), float(np.median(cpus[n]))) for n in rivals}
 
 
