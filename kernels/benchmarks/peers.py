@@ -5,6 +5,7 @@ einsum             one-hot dispatch and combine einsums (GShard), room for the f
                    that no choice is lost
 ragged_dot         sort, three lax.ragged_dot, unsort, weighted sum
 tokamax            the same with tokamax.ragged_dot
+xla                `moe_ffn` by its backend "xla", which runs everywhere
 torch_eager        PyTorch, a loop over experts with index_add, as in transformers' eager experts
 torch_grouped_mm   PyTorch, sort and torch.nn.functional.grouped_mm
 
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import checks
 import floor
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,14 @@ def tokamax(shape: Shape, data: dict[str, Any], force: bool) -> Peer:
     return peer
 
 
+def own(backend: str, shape: Shape, data: dict[str, Any], force: bool) -> Peer:
+    """`moe_ffn` by another backend than the one that is measured."""
+    del shape, force
+    forward, both = checks.layer(backend)
+    args = (data["x"], data["weight"], {n: data[n] for n in PARAMETERS}, data["expert"])
+    return Peer(lambda: forward(*args), lambda dy: both(*args, dy), data)
+
+
 def _sorted_products(shape: Shape, data: dict[str, Any], product: Callable[..., Any]) -> Peer:
     def forward(x: Any, weight: Any, params: Any, expert: Any) -> Any:
         slot_expert = expert.reshape(-1)
@@ -188,6 +198,7 @@ BUILDERS: dict[str, Callable[[Shape, dict[str, Any], bool], Peer]] = {
     "einsum": einsum,
     "ragged_dot": ragged_dot,
     "tokamax": tokamax,
+    "xla": partial(own, "xla"),
     "torch_eager": partial(_from_torch, "eager"),
     "torch_grouped_mm": partial(_from_torch, "grouped_mm"),
 }

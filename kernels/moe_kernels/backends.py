@@ -41,15 +41,16 @@ LACKS = {
 INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
 
 
-def choose(backend: str | None) -> str:
-    """The backend's name that will be used on this machine's default device, for float32.
+def choose(backend: str | None, dtype: str = "float32") -> str:
+    """The name of the backend that arrays of that dtype will use on this machine's default device.
 
     Raises:
       ValueError: there is no backend of that name, or a package or compiler that it needs is
         missing.
     """
     if backend is None:
-        return _present().get(_platform(), "xla")
+        found = _present().get(_platform(), "xla")
+        return "xla" if dtype in LACKS.get(found, ()) else found
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)} (or None)")
     if reason := missing(backend):

@@ -66,6 +66,7 @@ def test_bad_input_under_jit_is_found_while_tracing():
 
 def test_none_picks_one_for_the_cpu_and_a_name_picks_itself():
     assert choose(None) in ("c_cpu", "xla")  # tests run on CPU
+    assert choose(None, "bfloat16") == "xla"
     for name in BACKENDS:
         if missing(name):
             with pytest.raises(

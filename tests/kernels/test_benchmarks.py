@@ -85,9 +85,9 @@ def test_every_rival_is_timed_or_its_absence_is_explained(everybody):
     absent = {one["peer"]: one["reason"] for one in found["missing"]}
     timed = set(found["figures"][0]["peers"])
     assert timed | set(absent) == {
-        *("dense", "einsum", "ragged_dot", "tokamax", "torch_eager", "torch_grouped_mm")
+        *("dense", "einsum", "ragged_dot", "tokamax", "xla", "torch_eager", "torch_grouped_mm")
     }
-    assert {"dense", "einsum", "ragged_dot"} <= timed
+    assert {"dense", "einsum", "ragged_dot", "xla"} <= timed
     assert not timed & set(absent)
     if importlib.util.find_spec("torch"):
         assert "torch_eager" in timed
