@@ -4,9 +4,9 @@
 
 Chains of 1 to 5 steps with numbers up to 99, worked through in text before the answer. Long chains
 are rarer in training (5 : 4 : 3 : 2 : 1), and a chain is right only if each of its steps is. Takes
-about 5 minutes on 2 CPU cores; expect 95% right answers to one step and 71% to five
-(docs/RESULTS.md). The run leaves runs/sums/model, which `load_lm` reads, and prompts.jsonl, 100
-held-out prompts of each level.
+about 5 minutes on 2 CPU cores; expect 85 to 95% right answers to one step and 53 to 80% to five,
+depending on the machine's rounding (docs/RESULTS.md). The run leaves runs/sums/model, which
+`load_lm` reads, and prompts.jsonl, 100 held-out prompts of each level.
 
 Two short runs go on from there and plant a known truth. In the first the answer does not depend on
 the explanation, in the second on nothing else:
