@@ -91,6 +91,17 @@ def test_activations_and_their_slopes_over_their_whole_range(activation):
     np.testing.assert_allclose(slope[0], want_slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
+def test_activations_of_huge_numbers(activation):
+    x, one, ids = jnp.asarray([[-3e38], [3e38]]), jnp.ones((1, 1, 1)), jnp.zeros((2, 1), jnp.int32)
+
+    def value(x):
+        return moe_ffn(x, ids, jnp.ones((2, 1)), one, one, activation=activation, backend="c_cpu")
+
+    np.testing.assert_array_equal(value(x), [[0], [x[1, 0]]])
+    np.testing.assert_array_equal(jax.vjp(value, x)[1](jnp.ones((2, 1)))[0], [[0], [1]])
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_comes_out_as_nan(activation):
     one, ids = jnp.ones((1, 1, 1)), jnp.zeros((2, 1), jnp.int32)

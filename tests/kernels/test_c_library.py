@@ -25,6 +25,13 @@ def compiler():
     return command
 
 
+def test_cc_may_hold_arguments(monkeypatch, compiler):
+    monkeypatch.setenv("CC", f"{compiler[0]} -fno-common")
+    assert library.compiler() == (compiler[0], "-fno-common")
+    monkeypatch.setenv("CC", "")
+    assert library.compiler() == compiler
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -52,7 +59,7 @@ def test_a_compiler_that_fails_leaves_nothing_and_its_error_is_told(tmp_path, mo
     )
     folder = tmp_path / "cache"
     with pytest.raises(subprocess.CalledProcessError):
-        library.build(failing, folder)
+        library.build((failing,), folder)
     assert list(folder.iterdir()) == []
     monkeypatch.setenv("CC", failing)
     monkeypatch.setenv(library.CACHE, str(folder))
@@ -75,7 +82,7 @@ def test_no_compiler(monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path, compiler, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("CC", compiler[0])
     monkeypatch.setenv(library.CACHE, str(tmp_path / "file" / "folder"))
     assert "could not be compiled" in library.missing.__wrapped__()
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -42,17 +43,20 @@ def missing() -> str | None:
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         first = next((line for line in said.splitlines() if "error" in line.lower()), said.strip())
-        return f"its C sources could not be compiled with {command}: {first}"
+        return f"its C sources could not be compiled with {shlex.join(command)}: {first}"
     for name in KERNELS:
         handler = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return None
 
 
-def compiler() -> str | None:
-    """The path of the C compiler that will be used."""
-    named = os.environ.get("CC")
-    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+def compiler() -> tuple[str, ...] | None:
+    """The command of the C compiler that will be used; CC may hold arguments, as in "ccache gcc"."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for program, *arguments in [named] if named else ([c] for c in COMPILERS):
+        if path := shutil.which(program):
+            return (path, *arguments)
+    return None
 
 
 def cache_folder() -> Path:
@@ -63,7 +67,7 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "moe_kernels"
 
 
-def build(command: str, folder: Path) -> Path:
+def build(command: tuple[str, ...], folder: Path) -> Path:
     """The path of the compiled library, which is made unless it is there.
 
     A process that is stopped half-way leaves nothing that another would take for it: the file gets
@@ -81,14 +85,14 @@ def build(command: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         fresh = Path(made) / target.name
-        _output(command, *flags, str(SOURCES / "kernels.c"), "-o", str(fresh))
+        _output(*command, *flags, str(SOURCES / "kernels.c"), "-o", str(fresh))
         fresh.replace(target)
     return target
 
 
-def _key(command: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(_output(command, "--version").encode())
-    for part in (*flags, jax.lib.__version__, _processor()):
+def _key(command: tuple[str, ...], flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(_output(*command, "--version").encode())
+    for part in (*command, *flags, jax.lib.__version__, _processor()):
         digest.update(part.encode() + b"\0")
     for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(source.read_bytes())

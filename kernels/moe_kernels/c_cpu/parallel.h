@@ -44,19 +44,22 @@ static void help(void *data) {
   leave(data);
 }
 
+/* Whether there is an error, which is given back. */
+static int failed(XLA_FFI_CallFrame *frame, XLA_FFI_Error *error) {
+  if (!error) return 0;
+  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                     .error = error};
+  frame->api->XLA_FFI_Error_Destroy(&args);
+  return 1;
+}
+
 static int64_t threads_of(XLA_FFI_CallFrame *frame) {
   int64_t threads = 1;
   XLA_FFI_ThreadPool_NumThreads_Args args = {.struct_size =
                                                  XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
                                              .ctx = frame->ctx,
                                              .num_threads = &threads};
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
-  if (error) {
-    XLA_FFI_Error_Destroy_Args gone = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
-                                       .error = error};
-    frame->api->XLA_FFI_Error_Destroy(&gone);
-    return 1;
-  }
+  if (failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&args))) return 1;
   return threads < 1 ? 1 : threads;
 }
 
@@ -83,11 +86,7 @@ static void spread(XLA_FFI_CallFrame *frame, int64_t units, Work *work, const vo
                                              .task = help,
                                              .data = job};
     atomic_fetch_add(&job->holders, 1);
-    XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
-    if (error) {
-      XLA_FFI_Error_Destroy_Args gone = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
-                                         .error = error};
-      frame->api->XLA_FFI_Error_Destroy(&gone);
+    if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) {
       leave(job);
       break;
     }

@@ -94,11 +94,11 @@ INLINE vec pick(ivec mask, vec yes, vec no) {
 }
 
 /* e^x with a relative error of about 1e-7: x = n ln 2 + r, a polynomial for e^r, and 2^n by its
-   exponent's bits. Inputs are clamped to where the result is a normal number; NaN stays NaN. */
+   exponent's bits. Below -87 it is 0, above 88 infinity; NaN stays NaN. */
 INLINE vec vexp(vec x) {
   const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
-  x = pick(x > 88.0f, 88.0f + (vec){0}, x);
-  x = pick(x < -87.0f, -87.0f + (vec){0}, x);
+  ivec high = x > 88.0f, low = x < -87.0f;
+  x = pick(high | low, (vec){0}, x);
   vec shifted = x * 1.44269504f + magic;
   vec n = shifted - magic;
   vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -109,7 +109,7 @@ INLINE vec vexp(vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   ivec exponent = ((ivec)shifted - 0x4B400000 + 127) << 23;
-  return p * (vec)exponent;
+  return pick(low, (vec){0}, pick(high, __builtin_inff() + (vec){0}, p * (vec)exponent));
 }
 
 /* The complementary error function, relative error below 1.2e-7 (a Chebyshev fit; Press et al.,
