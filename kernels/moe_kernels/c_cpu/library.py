@@ -51,7 +51,7 @@ def missing() -> str | None:
 
 
 def compiler() -> tuple[str, ...] | None:
-    """The command of the C compiler that will be used; CC may hold arguments, as in "ccache gcc"."""
+    """The command of the C compiler that will be used; CC may hold arguments ("ccache gcc")."""
     named = shlex.split(os.environ.get("CC", ""))
     for program, *arguments in [named] if named else ([c] for c in COMPILERS):
         if path := shutil.which(program):
