@@ -50,8 +50,8 @@ def backward(
     if h_in_sf is None:
         _, h_in_sf, h_gate_sf = _up(kernels, x_td, experts, plan, activation, True)
         assert h_in_sf is not None
-    token, offset = _padded(plan.token), plan.offset
-    weight_s = _padded(weight_tk.reshape(-1)[plan.slot])
+    token, offset = padded(plan.token), plan.offset
+    weight_s = padded(weight_tk.reshape(-1)[plan.slot])
     dh_in, dh_gate, wa_sf, dweight_s = kernels.hidden_grad(
         dy_td, token, weight_s, offset, experts.w_out, h_in_sf, h_gate_sf, activation=activation
     )
@@ -89,11 +89,11 @@ def _up(
 ) -> tuple[Array, Array | None, Array | None]:
     own = (experts.w_in, experts.w_gate, experts.b_in, experts.b_gate)
     return kernels.up(
-        x_td, _padded(plan.token), plan.offset, *own, activation=activation, keep=keep
+        x_td, padded(plan.token), plan.offset, *own, activation=activation, keep=keep
     )
 
 
-def _padded(values_s: Array) -> Array:
+def padded(values_s: Array) -> Array:
     """With PADDING rows of nobody at the end: all backends keep arrays of the same shape."""
     return jnp.pad(values_s, (0, PADDING))
 

@@ -61,7 +61,7 @@ INLINE void few_rows_of(const int rows, const Factor *a, const Factor *b, int64_
   }
 }
 
-/* `product` for at most FEW_ROWS rows of A, not by term, and B by term; the same bits. `sums` has
+/* `products` for at most FEW_ROWS rows of A, not by term, and B by term; the same bits. `sums` has
    room for FEW_ROWS * RUN floats. */
 static void few_rows(int rows, const Factor *a, const Factor *b, int64_t n, int64_t terms, float *c,
                      size_t stride, int add, float *sums) {

@@ -24,12 +24,10 @@ static void grouped_unit(const void *shared, int64_t number) {
     start_with(g->bias + unit.expert * g->n_out, unit.rows, g->n_out, y, (size_t)g->n_out);
   for (int i = 0; i < 2 && x[i]; i++) {
     Factor left = {{x[i], g->index, unit.row, (size_t)g->n_in}, 0, 0};
-    Factor right = {{w[i] + unit.expert * g->n_in * g->n_out, NULL, 0,
-                     (size_t)(g->transposed ? g->n_in : g->n_out)},
-                    !g->transposed,
-                    0};
-    product(&left, &right, unit.rows, g->n_out, g->n_in, y, (size_t)g->n_out, g->bias || i,
-            scratch);
+    Rows right = {w[i] + unit.expert * g->n_in * g->n_out, NULL, 0,
+                  (size_t)(g->transposed ? g->n_in : g->n_out)};
+    Product product = {{right, !g->transposed, 0}, y, g->bias || i};
+    products(&left, unit.rows, g->n_out, g->n_in, &product, 1, (size_t)g->n_out, scratch);
   }
 }
 

@@ -57,8 +57,9 @@ static void hidden_unit(const void *shared, int64_t number) {
   Factor dy = {{h->dy, h->token, unit.row, (size_t)h->d}, 0, 0};
   for (int64_t column = 0; column < h->f; column += CHUNK) {
     int64_t columns = h->f - column < CHUNK ? h->f - column : CHUNK;
-    Factor own = {{h->w_out + unit.expert * h->f * h->d, NULL, column, (size_t)h->d}, 0, 0};
-    product(&dy, &own, unit.rows, columns, h->d, da, CHUNK, 0, scratch);
+    Rows own = {h->w_out + unit.expert * h->f * h->d, NULL, column, (size_t)h->d};
+    Product product = {{own, 0, 0}, da, 0};
+    products(&dy, unit.rows, columns, h->d, &product, 1, CHUNK, scratch);
     BY_KIND(h->activation, hidden_rows, h, unit.row, unit.rows, column, columns, da)
   }
 }

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
+from moe_kernels.arguments import Experts
 from moe_kernels.manual_axes import unify
 
 
@@ -25,15 +26,26 @@ def up(
     keep: bool,
 ) -> tuple[Array, Array | None, Array | None]:
     """`primitives.Up`: gather, both products and the activation in one pass."""
-    rows = (token_s.size, w_in.shape[2])
-    glu = w_gate is not None
-    a_sf, h_in_sf, h_gate_sf = _call(
-        "moe_up",
-        (x_td, token_s, offset, w_in, w_gate, b_in, b_gate),
-        (rows, rows if keep else None, rows if keep and glu else None),
-        activation=_number(activation),
-    )
-    return a_sf, h_in_sf if keep else None, h_gate_sf if keep and glu else None
+    own = Experts(w_in, jnp.zeros((0,)), w_gate, b_in, b_gate)
+    _, a_sf, h_in_sf, h_gate_sf = _forward(x_td, token_s, offset, own, activation, keep, False)
+    return a_sf, h_in_sf, h_gate_sf
+
+
+def experts_forward(
+    x_td: Float[Array, "t d"],
+    token_s: Int[Array, " s"],
+    offset: Int[Array, " boundaries"],
+    experts: Experts,
+    *,
+    activation: str,
+    keep: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """K1 and K2 at once: y_sd, and if `keep` the pre-activations h_in_sf and h_gate_sf.
+
+    What is between them stays in the cache.
+    """
+    y_sd, _, h_in_sf, h_gate_sf = _forward(x_td, token_s, offset, experts, activation, keep, True)
+    return y_sd, h_in_sf, h_gate_sf
 
 
 def grouped_matmul(
@@ -97,6 +109,33 @@ def weight_grad(
         ((offset.size - 1, x.shape[1], dy.shape[1]),),
     )
     return dw
+
+
+def _forward(
+    x_td: Array,
+    token_s: Array,
+    offset: Array,
+    experts: Experts,
+    activation: str,
+    keep: bool,
+    whole: bool,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """y_sd if `whole`, a_sf if not (the other one is empty), and the pre-activations if `keep`."""
+    hidden = (token_s.size, experts.w_in.shape[2])
+    glu = experts.w_gate is not None
+    y_sd, a_sf, h_in_sf, h_gate_sf = _call(
+        "moe_forward",
+        (x_td, token_s, offset, experts.w_in, experts.w_gate, experts.b_in, experts.b_gate)
+        + ((experts.w_out, experts.b_out) if whole else (None, None)),
+        (
+            (token_s.size, experts.w_out.shape[2]) if whole else None,
+            None if whole else hidden,
+            hidden if keep else None,
+            hidden if keep and glu else None,
+        ),
+        activation=_number(activation),
+    )
+    return y_sd, a_sf, h_in_sf if keep else None, h_gate_sf if keep and glu else None
 
 
 def _number(activation: str) -> np.int32:

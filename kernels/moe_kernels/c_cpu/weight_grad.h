@@ -24,8 +24,9 @@ static void weight_unit(const void *shared, int64_t number) {
     return;
   }
   Factor x = {{g->x, g->x_index, first, (size_t)g->n_in}, 1, (size_t)unit.row};
-  Factor dy = {{g->dy, g->dy_index, first, (size_t)g->n_out}, 1, 0};
-  product(&x, &dy, unit.rows, g->n_out, load, to, (size_t)g->n_out, 0, scratch_of(PRODUCT_SCRATCH));
+  Product product = {{{g->dy, g->dy_index, first, (size_t)g->n_out}, 1, 0}, to, 0};
+  products(&x, unit.rows, g->n_out, load, &product, 1, (size_t)g->n_out,
+           scratch_of(PRODUCT_SCRATCH));
 }
 
 static Unit *weight_units(const int32_t *offset, int64_t experts, int64_t n_in, int64_t threads,

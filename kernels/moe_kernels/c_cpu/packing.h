@@ -1,0 +1,163 @@
+/* Panels: parts of both factors in the order in which tiles read them. */
+#ifndef MOE_PACKING_H
+#define MOE_PACKING_H
+
+#include "factors.h"
+
+#define SLAB (8 * TILE_COLUMNS) /* columns of B that are packed at once: long reads of its rows */
+
+/* panels[p][k * width + i] = row(term + k)[column + p * width + i], for all columns; a panel is
+   width * terms floats, and what the last one has too many is left as it is. */
+INLINE void pack_by_term(float *panels, const int width, const Rows *rows, int64_t term, int terms,
+                         size_t column, int64_t columns) {
+  for (int k = 0; k < terms; k++, panels += width) {
+    const float *from = row_of(rows, term + k) + column, *end = from + columns;
+    float *to = panels;
+    for (; from + width <= end; from += width, to += (size_t)width * terms)
+      memcpy(to, from, sizeof(float) * width);
+    for (; from < end; from++, to++) *to = *from;
+  }
+}
+
+/* panel[k * width + i] = row(first + i)[term + k] for i < count; the rest of it is not read. */
+INLINE void pack_transposed(float *panel, const int width, const Rows *rows, int64_t first,
+                            int count, size_t term, int terms) {
+  for (int i = 0; i < count; i += LANES) {
+    const float *from[LANES];
+    for (int r = 0; r < LANES; r++)
+      from[r] = row_of(rows, first + (i + r < count ? i + r : i)) + term;
+    float *to = panel + i;
+    int k = 0;
+    for (; k + LANES <= terms; k += LANES) {
+      vec square[LANES];
+      for (int r = 0; r < LANES; r++) square[r] = load(from[r] + k);
+      transpose(square);
+      for (int r = 0; r < LANES; r++, to += width) store(to, square[r]);
+    }
+    for (; k < terms; k++, to += width)
+      for (int r = 0; r < LANES && i + r < count; r++) to[r] = from[r][k];
+  }
+}
+
+/* The rows of A that tile number i of `tiles` takes: even shares. */
+INLINE int share(int i, int tiles, int m) { return (int)((int64_t)m * i / tiles); }
+
+INLINE void pack_a(float *packed, const Factor *a, int m, int tiles, int64_t term, int terms) {
+  for (int i = 0; i < tiles; i++, packed += (size_t)TILE_ROWS * terms) {
+    int first = share(i, tiles, m), count = share(i + 1, tiles, m) - first;
+    if (!a->by_term)
+      pack_transposed(packed, TILE_ROWS, &a->rows, first, count, a->skip + term, terms);
+    else if (count == TILE_ROWS)
+      pack_by_term(packed, TILE_ROWS, &a->rows, term, terms, a->skip + first, TILE_ROWS);
+    else
+      pack_by_term(packed, TILE_ROWS, &a->rows, term, terms, a->skip + first, count);
+  }
+}
+
+/* Some columns of B, for some of its terms. */
+typedef struct {
+  const Factor *b;
+  int64_t column, columns, term;
+  int terms;
+} Slab;
+
+/* What is done for the next slab of B beside the sums of this one, a cell at a time, since a slab
+   that is packed in one go waits for memory. Where rows are terms and lie a stride apart, a cell is
+   TILE_COLUMNS floats of a row, which are packed, while those some rows further on are fetched into
+   the cache. Where rows are columns, it is a line of memory, which is only fetched: there is no
+   register left to transpose it. */
+typedef struct {
+  const float *from;
+  float *to; /* NULL if cells are only fetched */
+  int64_t to_next_row, to_next_panel, to_next_line;
+  size_t distance; /* bytes from what is packed to what is fetched */
+  int cell, cells, rows;
+  int pause; /* there is a cell at each term k with !(k & pause) */
+} Ahead;
+
+#define ROWS_AHEAD 4
+#define LINE 16 /* floats */
+
+INLINE int packs_ahead(const Factor *b) { return b->by_term && !b->rows.index; }
+
+INLINE void fetch(const float *from, size_t distance, int64_t floats) {
+  /* An address that may lie past the array: fetching never fails. */
+  const char *at = (const char *)((uintptr_t)from + distance);
+  for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(at + sizeof(float) * i, 0, 2);
+}
+
+INLINE void work_ahead(Ahead *ahead) {
+  if (!ahead->rows) return;
+  if (ahead->to) {
+    fetch(ahead->from, ahead->distance, TILE_COLUMNS);
+    store(ahead->to, load(ahead->from));
+    store(ahead->to + LANES, load(ahead->from + LANES));
+    ahead->from += TILE_COLUMNS;
+    ahead->to += ahead->to_next_panel;
+  } else {
+    fetch(ahead->from, 0, LINE);
+    ahead->from += LINE;
+  }
+  if (++ahead->cell < ahead->cells) return;
+  ahead->cell = 0;
+  ahead->rows--;
+  ahead->from += ahead->to_next_row;
+  ahead->to += ahead->to_next_line;
+}
+
+INLINE Ahead to_fetch(const Slab *slab) {
+  const Factor *b = slab->b;
+  int cells = slab->terms / LINE;
+  return (Ahead){.from = row_of(&b->rows, slab->column) + b->skip + slab->term,
+                 .to_next_row = (int64_t)b->rows.stride - LINE * cells,
+                 .cells = cells,
+                 .rows = cells ? (int)slab->columns : 0,
+                 .pause = 1};
+}
+
+/* Each panel's terms are gone through `tiles` times: that gives each cell a turn. */
+INLINE Ahead to_pack(const Slab *slab, float *packed, int tiles) {
+  const Factor *b = slab->b;
+  const float *from = row_of(&b->rows, slab->term) + b->skip + slab->column;
+  int64_t stride = (int64_t)b->rows.stride, panel = (int64_t)TILE_COLUMNS * slab->terms;
+  int cells = (int)(slab->columns / TILE_COLUMNS), rows = cells ? slab->terms : 0, pause = 0;
+  while (pause < 7 && 2 * pause + 1 < tiles) pause = 2 * pause + 1;
+  for (int r = 0; r < ROWS_AHEAD && r < rows; r++)
+    fetch(from + r * stride, 0, TILE_COLUMNS * cells);
+  return (Ahead){.from = from,
+                 .to = packed,
+                 .to_next_row = stride - TILE_COLUMNS * cells,
+                 .to_next_panel = panel,
+                 .to_next_line = TILE_COLUMNS - panel * cells,
+                 .distance = sizeof(float) * (size_t)stride * ROWS_AHEAD,
+                 .cells = cells,
+                 .rows = rows,
+                 .pause = pause};
+}
+
+INLINE Ahead ahead_of(const Slab *slab, float *packed, int tiles) {
+  if (packs_ahead(slab->b)) return to_pack(slab, packed, tiles);
+  return slab->b->rows.index ? (Ahead){0} : to_fetch(slab);
+}
+
+/* Packs what `ahead` has left of the slab. */
+INLINE void pack_slab(float *packed, const Slab *slab, Ahead *ahead) {
+  const Factor *b = slab->b;
+  if (b->by_term) {
+    int64_t done = packs_ahead(b) ? slab->columns / TILE_COLUMNS * TILE_COLUMNS : 0;
+    while (ahead->rows) work_ahead(ahead);
+    if (done < slab->columns)
+      pack_by_term(packed + done * slab->terms, TILE_COLUMNS, &b->rows, slab->term, slab->terms,
+                   b->skip + (size_t)(slab->column + done), slab->columns - done);
+    return;
+  }
+  ahead->rows = 0;
+  for (int64_t j = 0; j < slab->columns; j += TILE_COLUMNS) {
+    int64_t left = slab->columns - j;
+    pack_transposed(packed + j * slab->terms, TILE_COLUMNS, &b->rows, slab->column + j,
+                    left < TILE_COLUMNS ? (int)left : TILE_COLUMNS, b->skip + slab->term,
+                    slab->terms);
+  }
+}
+
+#endif
