@@ -47,9 +47,10 @@ triton: $(VENV)/.triton ## the GPU kernels on a machine without a GPU (installs 
 	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_tuning.py tests/kernels/test_triton_compile.py $(ARGS)
 	$(TRITON) tests/kernels/test_triton_lowering.py
 
-lint: $(VENV)/.lint ## ruff, types, import rule
+lint: $(VENV)/.lint ## ruff, clang-format, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror kernels/moe_kernels/c_cpu/*.[ch]
 	$(BIN)/mypy
 	PYTHONPATH=.:kernels $(BIN)/lint-imports
 

@@ -88,9 +88,7 @@ def _up(
     kernels: Primitives, x_td: Array, experts: Experts, plan: Plan, activation: str, keep: bool
 ) -> tuple[Array, Array | None, Array | None]:
     own = (experts.w_in, experts.w_gate, experts.b_in, experts.b_gate)
-    return kernels.up(
-        x_td, padded(plan.token), plan.offset, *own, activation=activation, keep=keep
-    )
+    return kernels.up(x_td, padded(plan.token), plan.offset, *own, activation=activation, keep=keep)
 
 
 def padded(values_s: Array) -> Array:

@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from moe_kernels import staged
 from moe_kernels.arguments import Experts
-from moe_kernels.c_cpu.products import grouped_matmul as grouped_matmul
 from moe_kernels.c_cpu.products import experts_forward, hidden_grad, up
+from moe_kernels.c_cpu.products import grouped_matmul as grouped_matmul
 from moe_kernels.c_cpu.products import weight_grad as weight_grad
 from moe_kernels.plan import Plan
 from moe_kernels.primitives import Primitives
@@ -23,7 +23,6 @@ from moe_kernels.xla.ops import topk_route as topk_route
 KERNELS = Primitives(
     up, grouped_matmul, combine, hidden_grad, weight_grad, segment_pool, topk_route
 )
-
 
 
 def forward(
