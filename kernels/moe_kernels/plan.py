@@ -48,25 +48,12 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
     expert_s = expert_tk.reshape(-1).astype(jnp.int32)
     kept_s = (expert_s >= 0) & (expert_s < num_experts)
     expert_s = jnp.where(kept_s, expert_s, num_experts)
-    expert_s, slot_s = _sorted(expert_s, num_experts)
+    slot_s = jnp.argsort(expert_s, stable=True).astype(jnp.int32)
     rows_s = jnp.arange(expert_s.size, dtype=jnp.int32)
     row_s = jnp.zeros_like(slot_s).at[slot_s].set(rows_s, unique_indices=True)
     boundaries = jnp.arange(num_experts + 1, dtype=jnp.int32)
-    offset = jnp.searchsorted(expert_s, boundaries, side="left")
+    offset = jnp.searchsorted(expert_s[slot_s], boundaries, side="left")
     return Plan(slot_s, row_s, slot_s // k, offset.astype(jnp.int32))
-
-
-def _sorted(expert_s: Array, num_experts: int) -> tuple[Array, Array]:
-    """Experts going up, and the slot of each: a stable sort.
-
-    Numbers expert * S + slot sort three times as fast on CPUs as pairs of the two.
-    """
-    slots = max(expert_s.size, 1)
-    if (num_experts + 1) * slots > jnp.iinfo(jnp.int32).max:
-        slot_s = jnp.argsort(expert_s, stable=True).astype(jnp.int32)
-        return expert_s[slot_s], slot_s
-    both_s = jnp.sort(expert_s * slots + jnp.arange(expert_s.size, dtype=jnp.int32))
-    return both_s // slots, both_s % slots
 
 
 def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> Tiles:

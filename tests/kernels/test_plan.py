@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_kernels import make_plan, make_tiles
-from moe_kernels.plan import _sorted
 
 T, K, E, BLOCK = 12, 3, 5, 4
 routings = st.lists(st.integers(-2, E + 2), min_size=T * K, max_size=T * K).map(
@@ -29,15 +28,6 @@ def test_rows_are_slots_sorted_by_expert(expert):
     np.testing.assert_array_equal(np.diff(plan.offset), np.bincount(clean, minlength=E + 1)[:E])
     assert plan.offset[0] == 0
     assert all(a.dtype == jnp.int32 for a in plan)
-
-
-@pytest.mark.parametrize("num_experts", [E, 2**30])
-def test_sorting_is_the_same_where_numbers_of_both_would_not_fit(num_experts):
-    expert = np.random.default_rng(0).integers(0, E, 1000).astype(np.int32)
-    expert_s, slot_s = _sorted(jnp.asarray(expert), num_experts)
-    np.testing.assert_array_equal(slot_s, np.argsort(expert, kind="stable"))
-    np.testing.assert_array_equal(expert_s, np.sort(expert))
-    assert expert_s.dtype == slot_s.dtype == jnp.int32
 
 
 @settings(max_examples=50, deadline=None)
