@@ -7,12 +7,17 @@
 #include "few_rows.h"
 #include "tile.h"
 
-#define MAX_ROWS 256 /* rows of one product */
+#define MAX_ROWS 256 /* rows of one product that has DEPTH terms or more */
 
 /* Floats of scratch memory that `products` needs. Packing writes up to LANES floats too many. */
 #define PACKED_A ((MAX_ROWS + TILE_ROWS) * DEPTH + LANES)
 #define PACKED_B (SLAB * DEPTH + LANES)
 #define PRODUCT_SCRATCH (PACKED_A + 2 * PACKED_B + TILE_ROWS * TILE_COLUMNS)
+
+/* Rows that a product of so many terms may have: what is packed of A at once is as much then. */
+INLINE int64_t most_rows(int64_t terms) {
+  return MAX_ROWS * DEPTH / (terms < 1 ? 1 : terms < DEPTH ? terms : DEPTH);
+}
 
 /* What A is multiplied with, and where the result goes: C (+)= A B. */
 typedef struct {
@@ -49,7 +54,7 @@ INLINE void multiply(const float *packed_a, const float *packed_b, int m, int ti
   }
 }
 
-/* c[i, j] (+)= sum over k of A[i, k] B[k, j] for i < m (at most MAX_ROWS) and j < n, for each of
+/* c[i, j] (+)= sum over k of A[i, k] B[k, j] for i < m (at most most_rows) and j < n, for each of
    `count` matrices B of one kind, as if they stood side by side. */
 static void products(const Factor *a, int m, int64_t n, int64_t terms, const Product *product,
                      int count, size_t stride, float *scratch) {
@@ -76,7 +81,7 @@ static void products(const Factor *a, int m, int64_t n, int64_t terms, const Pro
     const Product *now = &product[s / slabs % count];
     multiply(packed_a, packed_b, m, tiles, &slab, now->c, stride, now->add || slab.term > 0, whole,
              &ahead);
-    if (packs_ahead(&product->b)) {
+    if (product->b.by_term) {
       float *swap = packed_b;
       packed_b = other;
       other = swap;

@@ -29,23 +29,28 @@ static void weight_unit(const void *shared, int64_t number) {
            scratch_of(PRODUCT_SCRATCH));
 }
 
+/* Cuts each expert's matrix into rows, as many as its load leaves room for, and fewer where threads
+   would have nothing to do; larger loads come first. NULL if there is no memory. */
 static Unit *weight_units(const int32_t *offset, int64_t experts, int64_t n_in, int64_t threads,
                           int64_t *count) {
-  int64_t most = n_in * experts / (4 * threads);
-  most = most < 5 * TILE_ROWS ? 5 * TILE_ROWS : most > MAX_ROWS ? MAX_ROWS : most;
-  int64_t parts = (n_in + most - 1) / most;
-  /* Experts in the order of their loads, the largest first. */
+  int64_t fair = n_in * experts / (4 * threads);
+  if (fair < 5 * TILE_ROWS) fair = 5 * TILE_ROWS;
+  int64_t fewest = fair < MAX_ROWS ? fair : MAX_ROWS;
   Unit *loads = malloc(sizeof(Unit) * (size_t)experts);
-  Unit *units = malloc(sizeof(Unit) * (size_t)(experts * parts));
+  Unit *units = malloc(sizeof(Unit) * (size_t)(experts * (n_in / fewest + 1)));
   if (loads && units) {
     for (int64_t e = 0; e < experts; e++) loads[e] = (Unit){e, e, (int)(offset[e + 1] - offset[e])};
     qsort(loads, (size_t)experts, sizeof(Unit), larger_first);
     *count = 0;
-    for (int64_t e = 0; e < experts; e++)
+    for (int64_t e = 0; e < experts; e++) {
+      int64_t most = most_rows(loads[e].rows);
+      if (most > fair) most = fair;
+      int64_t parts = (n_in + most - 1) / most;
       for (int64_t p = 0; p < parts; p++) {
         int64_t first = n_in * p / parts, last = n_in * (p + 1) / parts;
         units[(*count)++] = (Unit){loads[e].expert, first, (int)(last - first)};
       }
+    }
   }
   if (!loads) {
     free(units);
