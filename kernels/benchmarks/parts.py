@@ -25,6 +25,7 @@ import moe_kernels
 import options
 import tables
 from absl import app, flags
+from moe_kernels import backends
 
 flags.adopt_module_key_flags(options)
 
@@ -71,7 +72,7 @@ def parts(shape: loads.Shape, data: dict[str, Any], backend: str | None) -> dict
         return moe_kernels.topk_route(logits, k, backend=backend)[1]
 
     def plan_of(expert: Any) -> Any:
-        return moe_kernels.make_plan(expert, e)
+        return backends.run(backend, "make_plan", {"expert_tk": expert}, num_experts=e)
 
     moved = (rows + t) * d * size + 8.0 * rows
     return {

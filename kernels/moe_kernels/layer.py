@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_kernels import backends
 from moe_kernels.arguments import Experts
-from moe_kernels.plan import Plan, make_plan
+from moe_kernels.plan import Plan
 
 
 class Options(NamedTuple):
@@ -100,7 +100,10 @@ def _forward(
     options: Options, keep: bool, x_td: Array, expert_tk: Array, weight_tk: Array, experts: Experts
 ) -> tuple[Array, Saved]:
     """y, and what `_backward` needs (no pre-activations unless `keep`)."""
-    plan = make_plan(expert_tk, experts.w_in.shape[0])
+    num_experts = experts.w_in.shape[0]
+    plan = backends.run(
+        options.backend, "make_plan", {"expert_tk": expert_tk}, num_experts=num_experts
+    )
     y_td, h_in_sf, h_gate_sf = backends.run(
         options.backend,
         "forward",

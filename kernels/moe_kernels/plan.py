@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moe_kernels.manual_axes import unify
+
 PADDING = 512
 """Rows that arrays of pre-activations have beyond those of their plan: room for a whole block."""
 
@@ -53,7 +55,8 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
     row_s = jnp.zeros_like(slot_s).at[slot_s].set(rows_s, unique_indices=True)
     boundaries = jnp.arange(num_experts + 1, dtype=jnp.int32)
     offset = jnp.searchsorted(expert_s[slot_s], boundaries, side="left")
-    return Plan(slot_s, row_s, slot_s // k, offset.astype(jnp.int32))
+    # All of the same type, so that a backend's own plan can stand in its place.
+    return unify(Plan(slot_s, row_s, slot_s // k, offset.astype(jnp.int32)))
 
 
 def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> Tiles:

@@ -1,25 +1,37 @@
 """The plan's integers, against NumPy and by their properties."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_kernels import make_plan, make_tiles
+from moe_kernels import backends, make_plan, make_tiles
 
 T, K, E, BLOCK = 12, 3, 5, 4
 routings = st.lists(st.integers(-2, E + 2), min_size=T * K, max_size=T * K).map(
     lambda ids: np.asarray(ids, np.int32).reshape(T, K)
 )
 plan_of = jax.jit(make_plan, static_argnames="num_experts")
+
+
+@partial(jax.jit, static_argnames=("backend", "num_experts"))
+def backend_plan(backend, expert, num_experts):
+    backends.choose(backend)
+    return backends.run(backend, "make_plan", {"expert_tk": expert}, num_experts=num_experts)
+
+
+both = pytest.mark.parametrize("backend", ["xla", "c_cpu"])
 tiles_of = jax.jit(make_tiles, static_argnames=("num_rows", "block"))
 
 
+@both
 @settings(max_examples=50, deadline=None)
-@given(routings)
-def test_rows_are_slots_sorted_by_expert(expert):
-    plan = plan_of(expert, num_experts=E)
+@given(expert=routings)
+def test_rows_are_slots_sorted_by_expert(backend, expert):
+    plan = backend_plan(backend, expert, E)
     flat = expert.reshape(-1)
     clean = np.where((flat < 0) | (flat > E), E, flat)
     np.testing.assert_array_equal(plan.slot, np.argsort(clean, kind="stable"))
@@ -66,8 +78,20 @@ def test_the_table_has_room_for_the_worst_load(block):
     assert int(jnp.sum(tiles.rows)) == T * K
 
 
-def test_a_worked_example():
-    plan = make_plan(jnp.asarray([[2, 0], [3, 2], [0, 2]], jnp.int32), 3)  # 3 is dropped
+@both
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (300, 16)])
+def test_plans_of_no_tokens_one_and_many(backend, shape):
+    expert = np.random.default_rng(0).integers(0, 513, shape, np.int32)
+    plan, flat = backend_plan(backend, expert, 512), expert.reshape(-1)
+    np.testing.assert_array_equal(plan.slot, np.argsort(flat, kind="stable"))
+    np.testing.assert_array_equal(plan.row, np.argsort(plan.slot))
+    np.testing.assert_array_equal(plan.token, np.asarray(plan.slot) // shape[1])
+    np.testing.assert_array_equal(plan.offset, np.searchsorted(np.sort(flat), np.arange(513)))
+
+
+@both
+def test_a_worked_example(backend):
+    plan = backend_plan(backend, jnp.asarray([[2, 0], [3, 2], [0, 2]], jnp.int32), 3)  # 3: dropped
     np.testing.assert_array_equal(plan.slot, [1, 4, 0, 3, 5, 2])
     np.testing.assert_array_equal(plan.row, [2, 0, 5, 3, 1, 4])
     np.testing.assert_array_equal(plan.token, [0, 2, 0, 1, 2, 1])

@@ -1,6 +1,6 @@
 """The backend "c_cpu": C kernels for float32 on CPUs, compiled on the machine that runs them.
 
-The four kernels that are products gather their rows, apply biases and activations, and share the
+The plan is a counting sort. Products gather their rows, apply biases and activations, and share the
 threads of XLA; sums over choices and top-k are XLA's. A row's result depends neither on the other
 rows nor on the number of threads.
 """
@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from moe_kernels import staged
 from moe_kernels.arguments import Experts
+from moe_kernels.c_cpu.plan import make_plan as make_plan
 from moe_kernels.c_cpu.products import experts_forward, hidden_grad, up
 from moe_kernels.c_cpu.products import grouped_matmul as grouped_matmul
 from moe_kernels.c_cpu.products import weight_grad as weight_grad

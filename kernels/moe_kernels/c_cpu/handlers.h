@@ -48,6 +48,10 @@ static float *result(XLA_FFI_CallFrame *frame, int i) {
   return data;
 }
 
+INLINE int32_t *integer_result(XLA_FFI_CallFrame *frame, int i) {
+  return data_of(frame->rets.rets[i]);
+}
+
 /* The one attribute that a handler has, an int32. */
 INLINE int attribute(XLA_FFI_CallFrame *frame) {
   return *(const int32_t *)((const XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;

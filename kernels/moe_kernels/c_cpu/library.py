@@ -19,7 +19,13 @@ from pathlib import Path
 import jax
 
 SOURCES = Path(__file__).parent
-KERNELS = ("moe_forward", "moe_grouped_matmul", "moe_hidden_grad", "moe_weight_grad")
+KERNELS = (
+    "moe_forward",
+    "moe_grouped_matmul",
+    "moe_hidden_grad",
+    "moe_plan",
+    "moe_weight_grad",
+)
 COMPILERS = ("cc", "gcc", "clang")
 CACHE = "MOE_KERNELS_CACHE"
 """Environment variable: the folder to keep compiled kernels in; else ~/.cache/moe_kernels."""

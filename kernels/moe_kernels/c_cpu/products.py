@@ -1,16 +1,12 @@
 """The four kernels of `primitives` that are products, as calls of the compiled ones."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
 from moe_kernels.arguments import Experts
-from moe_kernels.manual_axes import unify
+from moe_kernels.c_cpu.calls import call
 
 
 def up(
@@ -61,7 +57,7 @@ def grouped_matmul(
 ) -> Float[Array, "s n_out"]:
     """`primitives.GroupedMatmul`: gather, up to two products and the bias in one pass."""
     num_rows = x.shape[0] if index is None else index.size
-    (y,) = _call(
+    (y,) = call(
         "moe_grouped_matmul",
         (x, index, offset, w, bias, x2, w2),
         ((num_rows, w.shape[1 if transposed else 2]),),
@@ -83,7 +79,7 @@ def hidden_grad(
 ) -> tuple[Array, Array | None, Array, Array]:
     """`primitives.HiddenGrad`: gather, product and the activation's derivatives in one pass."""
     rows = (token_s.size, w_out.shape[1])
-    dh_in_sf, dh_gate_sf, wa_sf, dweight_s = _call(
+    dh_in_sf, dh_gate_sf, wa_sf, dweight_s = call(
         "moe_hidden_grad",
         (dy_td, token_s, weight_s, offset, w_out, h_in_sf, h_gate_sf),
         (rows, None if h_gate_sf is None else rows, rows, rows[:1]),
@@ -103,7 +99,7 @@ def weight_grad(
     dy_index: Int[Array, " s"] | None = None,
 ) -> Float[Array, "e n_in n_out"]:
     """`primitives.WeightGrad`."""
-    (dw,) = _call(
+    (dw,) = call(
         "moe_weight_grad",
         (x, x_index, dy, dy_index, offset),
         ((offset.size - 1, x.shape[1], dy.shape[1]),),
@@ -123,7 +119,7 @@ def _forward(
     """y_sd if `whole`, a_sf if not (the other one is empty), and the pre-activations if `keep`."""
     hidden = (token_s.size, experts.w_in.shape[2])
     glu = experts.w_gate is not None
-    y_sd, a_sf, h_in_sf, h_gate_sf = _call(
+    y_sd, a_sf, h_in_sf, h_gate_sf = call(
         "moe_forward",
         (x_td, token_s, offset, experts.w_in, experts.w_gate, experts.b_in, experts.b_gate)
         + ((experts.w_out, experts.b_out) if whole else (None, None)),
@@ -141,23 +137,3 @@ def _forward(
 def _number(activation: str) -> np.int32:
     """The activation's place in ACTIVATIONS, by which activations.h knows it."""
     return np.int32(list(ACTIVATIONS).index(activation))
-
-
-def _narrow(array: Array) -> Array:
-    """Integers as int32, which the kernels read."""
-    return array.astype(jnp.int32) if jnp.issubdtype(array.dtype, jnp.integer) else array
-
-
-def _call(
-    kernel: str,
-    arrays: Sequence[Array | None],
-    results: Sequence[tuple[int, ...] | None],
-    aliases: dict[int, int] | None = None,
-    **attribute: Any,
-) -> Sequence[Array]:
-    """Float32 results of these shapes; what is None, on either side, is an empty array."""
-    given = unify([jnp.zeros((0,), jnp.float32) if a is None else _narrow(a) for a in arrays])
-    types = [jax.ShapeDtypeStruct(shape or (0,), jnp.float32) for shape in results]
-    found = jax.ffi.ffi_call(kernel, types, input_output_aliases=aliases)(*given, **attribute)
-    # A call of a foreign function knows nothing of values that differ over a shard_map's devices.
-    return unify((given, found))[1]

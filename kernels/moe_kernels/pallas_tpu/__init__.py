@@ -11,6 +11,7 @@ from moe_kernels.pallas_tpu.grouped_matmul import grouped_matmul as grouped_matm
 from moe_kernels.pallas_tpu.layer_kernels import hidden_grad, up
 from moe_kernels.pallas_tpu.weight_grad import segment_pool as segment_pool
 from moe_kernels.pallas_tpu.weight_grad import weight_grad as weight_grad
+from moe_kernels.plan import make_plan as make_plan
 from moe_kernels.primitives import Primitives
 from moe_kernels.xla.ops import combine as combine
 from moe_kernels.xla.ops import topk_route as topk_route

@@ -8,6 +8,7 @@ and are compiled for sm_80, sm_90 and sm_100.
 from functools import partial
 
 from moe_kernels import staged
+from moe_kernels.plan import make_plan as make_plan
 from moe_kernels.primitives import Primitives
 from moe_kernels.triton_gpu.grouped_matmul import grouped_matmul as grouped_matmul
 from moe_kernels.triton_gpu.hidden_grad import hidden_grad

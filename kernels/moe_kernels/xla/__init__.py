@@ -1,5 +1,6 @@
 """The backend "xla": plain XLA, made for CPU, right anywhere."""
 
+from moe_kernels.plan import make_plan as make_plan
 from moe_kernels.xla.layer import backward as backward
 from moe_kernels.xla.layer import forward as forward
 from moe_kernels.xla.ops import combine as combine
@@ -13,6 +14,7 @@ __all__ = [
     "combine",
     "forward",
     "grouped_matmul",
+    "make_plan",
     "segment_pool",
     "topk_route",
     "weight_grad",
