@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from moe_kernels.activations import ACTIVATIONS
 from moe_kernels.arguments import Experts
 from moe_kernels.manual_axes import unify
+from moe_kernels.plan import make_plan as make_plan
 
 
 @partial(jax.jit, static_argnames="activation")

@@ -32,7 +32,10 @@ class TestLayer(MoeFfnCases):
             self.check(problem(9, t=SMALL, dtype="float64"), dtype="float64")
 
     # Several blocks of rows, of terms and of columns, and none of them full.
-    @pytest.mark.parametrize("t, k, d, f, e", [(700, 1, 300, 530, 2), (90, 2, 530, 1100, 3)])
+    # In the third, few rows an expert: one unit takes all of the matrix's gradient.
+    @pytest.mark.parametrize(
+        "t, k, d, f, e", [(700, 1, 300, 530, 2), (90, 2, 530, 1100, 3), (150, 1, 600, 330, 40)]
+    )
     def test_large_sizes(self, t, k, d, f, e):
         x, expert, weight, params, dy = problem(11, t=t, k=k, d=d, f=f, e=e)
         small = {n: p / np.sqrt(p.shape[1]) for n, p in params.items()}

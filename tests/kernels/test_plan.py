@@ -23,11 +23,11 @@ def backend_plan(backend, expert, num_experts):
     return backends.run(backend, "make_plan", {"expert_tk": expert}, num_experts=num_experts)
 
 
-both = pytest.mark.parametrize("backend", ["xla", "c_cpu"])
+each_backend = pytest.mark.parametrize("backend", ["reference", "xla", "c_cpu"])
 tiles_of = jax.jit(make_tiles, static_argnames=("num_rows", "block"))
 
 
-@both
+@each_backend
 @settings(max_examples=50, deadline=None)
 @given(expert=routings)
 def test_rows_are_slots_sorted_by_expert(backend, expert):
@@ -78,7 +78,7 @@ def test_the_table_has_room_for_the_worst_load(block):
     assert int(jnp.sum(tiles.rows)) == T * K
 
 
-@both
+@each_backend
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (300, 16)])
 def test_plans_of_no_tokens_one_and_many(backend, shape):
     expert = np.random.default_rng(0).integers(0, 513, shape, np.int32)
@@ -89,7 +89,7 @@ def test_plans_of_no_tokens_one_and_many(backend, shape):
     np.testing.assert_array_equal(plan.offset, np.searchsorted(np.sort(flat), np.arange(513)))
 
 
-@both
+@each_backend
 def test_a_worked_example(backend):
     plan = backend_plan(backend, jnp.asarray([[2, 0], [3, 2], [0, 2]], jnp.int32), 3)  # 3: dropped
     np.testing.assert_array_equal(plan.slot, [1, 4, 0, 3, 5, 2])
