@@ -78,6 +78,50 @@ def test_products_of_all_sizes_and_their_gradients(loads, d, f, seed):
         close(got, right)
 
 
+# The gradients have sums over all tokens, then over d and f: more than one span of terms, more
+# columns than are kept, rows of several units.
+@pytest.mark.parametrize("loads, d, f", [((2100,), 530, 600), ((40, 0, 33), 35, 2100)])
+def test_products_of_large_sizes_and_their_gradients(loads, d, f):
+    expert = np.repeat(np.arange(len(loads), dtype=np.int32), loads)[:, None]
+    plan = make_plan(jnp.asarray(expert), len(loads))
+    x, w = normal(1, expert.size, d), normal(2, len(loads), d, f)
+    bias, dy = normal(3, len(loads), f), normal(4, expert.size, f)
+
+    def call(x, w, bias):
+        return gather_gemm(x, w, plan, bias=bias, backend="c_cpu")
+
+    y, pull = jax.vjp(call, x, w, bias)
+    want = gemm_loop(x, w, bias, expert, dy, plan)
+    for got, right in zip((y, *pull(dy)), want, strict=True):
+        close(got, right)
+
+
+def test_sums_are_as_exact_as_float32_has_it():
+    x, w = normal(5, 64, 4096), normal(6, 1, 4096, 48)
+    y = grouped_gemm(x, w, jnp.asarray([0, 64], jnp.int32), backend="c_cpu")
+    want = np.asarray(x, np.float64) @ np.asarray(w[0], np.float64)
+    assert np.sqrt(np.mean((y - want) ** 2)) < 4e-7 * np.sqrt(np.mean(want**2))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 3e38])
+def test_products_of_tiny_and_huge_numbers(rows, size):
+    x, w = size * (normal(7, rows, 40) % 1), normal(8, 1, 40, 24) % 1 / 40
+    y = grouped_gemm(x, w, jnp.asarray([0, rows], jnp.int32), backend="c_cpu")
+    want = np.asarray(x, np.float64) @ np.asarray(w[0], np.float64)
+    np.testing.assert_allclose(y, want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_in_its_row(rows, value):
+    x, w = normal(9, rows, 40).at[1, 3].set(value), normal(10, 1, 40, 24)
+    y = np.asarray(grouped_gemm(x, w, jnp.asarray([0, rows], jnp.int32), backend="c_cpu"))
+    assert not np.isfinite(y[1]).any()
+    rest = np.delete(np.asarray(x, np.float64), 1, 0) @ np.asarray(w[0], np.float64)
+    np.testing.assert_allclose(np.delete(y, 1, 0), rest, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_and_their_slopes_over_their_whole_range(activation):
     h = np.concatenate([np.linspace(-120, 120, 4001), np.geomspace(1e-30, 10, 200), [0.0, -0.0]])
@@ -94,15 +138,17 @@ def test_activations_and_their_slopes_over_their_whole_range(activation):
     np.testing.assert_allclose(slope[0], want_slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("times", [1, 10])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
-def test_activations_of_huge_numbers(activation):
-    x, one, ids = jnp.asarray([[-3e38], [3e38]]), jnp.ones((1, 1, 1)), jnp.zeros((2, 1), jnp.int32)
+def test_activations_of_huge_numbers(activation, times):
+    x, one = jnp.asarray([[-3e38], [3e38]] * times), jnp.ones((1, 1, 1))
+    ids, ones = jnp.zeros(x.shape, jnp.int32), jnp.ones(x.shape)
 
     def value(x):
-        return moe_ffn(x, ids, jnp.ones((2, 1)), one, one, activation=activation, backend="c_cpu")
+        return moe_ffn(x, ids, ones, one, one, activation=activation, backend="c_cpu")
 
-    np.testing.assert_array_equal(value(x), [[0], [x[1, 0]]])
-    np.testing.assert_array_equal(jax.vjp(value, x)[1](jnp.ones((2, 1)))[0], [[0], [1]])
+    np.testing.assert_array_equal(value(x), [[0], [x[1, 0]]] * times)
+    np.testing.assert_array_equal(jax.vjp(value, x)[1](ones)[0], [[0], [1]] * times)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -119,11 +165,16 @@ def test_nan_comes_out_as_nan(activation):
     assert slope[1, 0] == 0
 
 
+# Few rows, up to four an expert, and more are two ways to compute where there is AMX.
+@pytest.mark.parametrize(
+    "t, parts",
+    [(6, [slice(0, 1), slice(2, 6)]), (300, [slice(0, 7), slice(7, 60), slice(100, 231)])],
+)
 @pytest.mark.parametrize("f", [290, 1100])
-def test_a_row_is_the_same_whatever_the_other_rows_are(f):
-    x, expert, weight, params, _ = problem(3, t=300, k=2, d=270, f=f, e=3)
+def test_a_row_is_the_same_whatever_the_other_rows_are(f, t, parts):
+    x, expert, weight, params, _ = problem(3, t=t, k=2, d=270, f=f, e=3)
     whole = moe_ffn(x, expert, weight, **params, backend="c_cpu")
-    for some in (slice(0, 1), slice(7, 60), slice(100, 231)):
+    for some in parts:
         part = moe_ffn(x[some], expert[some], weight[some], **params, backend="c_cpu")
         np.testing.assert_array_equal(part, whole[some])
 

@@ -8,7 +8,9 @@
 
 #include "vectors.h"
 
-#define DEPTH 256 /* terms of a sum that are added up before they are added to the rest */
+#define DEPTH 256    /* terms of a sum that are added up before they are added to the rest */
+#define MAX_ROWS 256 /* rows of one product that has DEPTH terms or more */
+#define LINE 16      /* floats of a line of memory */
 
 /* Rows of a matrix: number r is at base + stride * (index ? index[first + r] : first + r). */
 typedef struct {
@@ -25,6 +27,13 @@ typedef struct {
   int by_term;
   size_t skip;
 } Factor;
+
+/* What A is multiplied with, and where the result goes: C (+)= A B. */
+typedef struct {
+  Factor b;
+  float *c;
+  int add;
+} Product;
 
 INLINE const float *row_of(const Rows *rows, int64_t r) {
   int64_t at = rows->first + r;

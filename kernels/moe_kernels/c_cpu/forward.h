@@ -15,7 +15,7 @@ typedef struct {
   const int32_t *token;
   int64_t d, f;
   float *y, *a, *h_in, *h_gate;
-  int activation;
+  int activation, amx;
 } Forward;
 
 INLINE void activate_rows(const int kind, int rows, int64_t columns, const float *h_in,
@@ -45,7 +45,7 @@ static void up(const Forward *l, Unit unit, int64_t column, int64_t columns, flo
       start_with(bias[i] + unit.expert * l->f + column, unit.rows, columns, h[i], stride);
   }
   Factor x = {{l->x, l->token, unit.row, (size_t)l->d}, 0, 0};
-  products(&x, unit.rows, columns, l->d, product, count, stride, scratch);
+  products(&x, unit.rows, columns, l->d, product, count, stride, l->amx, scratch);
 }
 
 static void forward_unit(const void *shared, int64_t number) {
@@ -68,7 +68,7 @@ static void forward_unit(const void *shared, int64_t number) {
     Factor left = {{a, NULL, 0, a_stride}, 0, 0};
     Rows down = {l->w_out + (unit.expert * l->f + column) * l->d, NULL, 0, (size_t)l->d};
     Product product = {{down, 1, 0}, y, l->b_out || column};
-    products(&left, unit.rows, l->d, columns, &product, 1, (size_t)l->d, scratch);
+    products(&left, unit.rows, l->d, columns, &product, 1, (size_t)l->d, l->amx, scratch);
   }
 }
 
@@ -90,7 +90,8 @@ XLA_FFI_Error *moe_forward(XLA_FFI_CallFrame *frame) {
                    .a = result(frame, 1),
                    .h_in = result(frame, 2),
                    .h_gate = result(frame, 3),
-                   .activation = attribute(frame)};
+                   .activation = attribute(frame),
+                   .amx = use_amx(rows, experts)};
   return on_rows(frame, offset, experts, rows, layer.token, length(frame, 0, 0), forward_unit,
                  &layer, &layer.units);
 }

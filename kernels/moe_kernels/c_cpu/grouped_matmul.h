@@ -12,7 +12,7 @@ typedef struct {
   const int32_t *index;
   int64_t n_in, n_out;
   float *y;
-  int transposed;
+  int transposed, amx;
 } Grouped;
 
 static void grouped_unit(const void *shared, int64_t number) {
@@ -27,7 +27,7 @@ static void grouped_unit(const void *shared, int64_t number) {
     Rows right = {w[i] + unit.expert * g->n_in * g->n_out, NULL, 0,
                   (size_t)(g->transposed ? g->n_in : g->n_out)};
     Product product = {{right, !g->transposed, 0}, y, g->bias || i};
-    products(&left, unit.rows, g->n_out, g->n_in, &product, 1, (size_t)g->n_out, scratch);
+    products(&left, unit.rows, g->n_out, g->n_in, &product, 1, (size_t)g->n_out, g->amx, scratch);
   }
 }
 
@@ -47,6 +47,7 @@ XLA_FFI_Error *moe_grouped_matmul(XLA_FFI_CallFrame *frame) {
                .y = result(frame, 0),
                .transposed = transposed};
   int64_t rows = length(frame, g.index ? 1 : 0, 0);
+  g.amx = use_amx(rows, experts);
   return on_rows(frame, offset, experts, rows, g.index, length(frame, 0, 0), grouped_unit, &g,
                  &g.units);
 }

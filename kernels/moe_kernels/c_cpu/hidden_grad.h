@@ -14,7 +14,7 @@ typedef struct {
   const int32_t *token;
   int64_t d, f;
   float *dh_in, *dh_gate, *wa, *dweight;
-  int activation;
+  int activation, amx;
 } Hidden;
 
 INLINE void hidden_rows(const int kind, const Hidden *h, int64_t row, int rows, int64_t column,
@@ -59,7 +59,7 @@ static void hidden_unit(const void *shared, int64_t number) {
     int64_t columns = h->f - column < CHUNK ? h->f - column : CHUNK;
     Rows own = {h->w_out + unit.expert * h->f * h->d, NULL, column, (size_t)h->d};
     Product product = {{own, 0, 0}, da, 0};
-    products(&dy, unit.rows, columns, h->d, &product, 1, CHUNK, scratch);
+    products(&dy, unit.rows, columns, h->d, &product, 1, CHUNK, h->amx, scratch);
     BY_KIND(h->activation, hidden_rows, h, unit.row, unit.rows, column, columns, da)
   }
 }
@@ -80,7 +80,8 @@ XLA_FFI_Error *moe_hidden_grad(XLA_FFI_CallFrame *frame) {
               .dh_gate = result(frame, 1),
               .wa = result(frame, 2),
               .dweight = result(frame, 3),
-              .activation = attribute(frame)};
+              .activation = attribute(frame),
+              .amx = use_amx(rows, experts)};
   memset(h.dweight, 0, sizeof(float) * (size_t)rows);
   return on_rows(frame, offset, experts, rows, h.token, length(frame, 0, 0), hidden_unit, &h,
                  &h.units);

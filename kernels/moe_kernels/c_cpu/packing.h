@@ -98,7 +98,6 @@ typedef struct {
 } Ahead;
 
 #define ROWS_AHEAD 4
-#define LINE 16 /* floats */
 
 INLINE void fetch(const float *from, size_t distance, int64_t floats) {
   /* An address that may lie past the array: fetching never fails. */

@@ -4,27 +4,25 @@
 #ifndef MOE_PRODUCT_H
 #define MOE_PRODUCT_H
 
+#include "amx_products.h"
 #include "few_rows.h"
 #include "tile.h"
-
-#define MAX_ROWS 256 /* rows of one product that has DEPTH terms or more */
 
 /* Floats of scratch memory that `products` needs. Packing writes up to LANES floats too many. */
 #define PACKED_A ((MAX_ROWS + TILE_ROWS) * DEPTH + LANES)
 #define PACKED_B (SLAB * DEPTH + LANES)
-#define PRODUCT_SCRATCH (PACKED_A + 2 * PACKED_B + TILE_ROWS * TILE_COLUMNS)
+#define VECTOR_SCRATCH (PACKED_A + 2 * PACKED_B + TILE_ROWS * TILE_COLUMNS)
 
 /* Rows that a product of so many terms may have: what is packed of A at once is as much then. */
 INLINE int64_t most_rows(int64_t terms) {
   return MAX_ROWS * DEPTH / (terms < 1 ? 1 : terms < DEPTH ? terms : DEPTH);
 }
 
-/* What A is multiplied with, and where the result goes: C (+)= A B. */
-typedef struct {
-  Factor b;
-  float *c;
-  int add;
-} Product;
+#if HAS_AMX
+#define PRODUCT_SCRATCH (AMX_SCRATCH > VECTOR_SCRATCH ? AMX_SCRATCH : VECTOR_SCRATCH)
+#else
+#define PRODUCT_SCRATCH VECTOR_SCRATCH
+#endif
 
 /* Slab number s of all: one part of the terms after the other, and in each one B after the other.
  */
@@ -54,18 +52,11 @@ INLINE void multiply(const float *packed_a, const float *packed_b, int m, int ti
   }
 }
 
-/* c[i, j] (+)= sum over k of A[i, k] B[k, j] for i < m (at most most_rows) and j < n, for each of
-   `count` matrices B of one kind, as if they stood side by side. */
-static void products(const Factor *a, int m, int64_t n, int64_t terms, const Product *product,
-                     int count, size_t stride, float *scratch) {
+/* `products` with the processor's vectors. */
+static void vector_products(const Factor *a, int m, int64_t n, int64_t terms,
+                            const Product *product, int count, size_t stride, float *scratch) {
   float *packed_a = scratch, *packed_b = packed_a + PACKED_A, *other = packed_b + PACKED_B;
   float *whole = other + PACKED_B;
-  if (m <= FEW_ROWS && !a->by_term && product->b.by_term) {
-    for (int i = 0; i < count; i++)
-      few_rows(m, a, &product[i].b, n, terms, product[i].c, stride, product[i].add, packed_a);
-    return;
-  }
-  if (!n || !terms) return;
   int tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
   int64_t slabs = (n + SLAB - 1) / SLAB, last = depths_of(terms) * count * slabs - 1;
   Slab slab, next = slab_at(0, product, count, n, terms);
@@ -87,6 +78,38 @@ static void products(const Factor *a, int m, int64_t n, int64_t terms, const Pro
       other = swap;
     }
   }
+}
+
+/* Whether a call with so many rows in all uses AMX. With few rows an expert all waits for memory,
+   and vectors take no longer. Shapes alone decide, so that a row's bits never depend on where the
+   other rows go. */
+INLINE int use_amx(int64_t rows, int64_t experts) {
+#if HAS_AMX
+  return rows > FEW_ROWS * experts && may_use_amx();
+#else
+  return (void)rows, (void)experts, 0;
+#endif
+}
+
+/* c[i, j] (+)= sum over k of A[i, k] B[k, j] for i < m (at most most_rows) and j < n, for each of
+   `count` matrices B of one kind, as if they stood side by side. */
+static void products(const Factor *a, int m, int64_t n, int64_t terms, const Product *product,
+                     int count, size_t stride, int amx, float *scratch) {
+  if (!n || !terms) return;
+#if HAS_AMX
+  if (amx) {
+    amx_products(a, m, n, terms, product, count, stride, scratch);
+    return;
+  }
+#else
+  (void)amx;
+#endif
+  if (m > FEW_ROWS || a->by_term || !product->b.by_term) {
+    vector_products(a, m, n, terms, product, count, stride, scratch);
+    return;
+  }
+  for (int i = 0; i < count; i++)
+    few_rows(m, a, &product[i].b, n, terms, product[i].c, stride, product[i].add, scratch);
 }
 
 #endif

@@ -12,6 +12,7 @@ typedef struct {
   const int32_t *x_index, *dy_index, *offset;
   int64_t n_in, n_out;
   float *dw;
+  int amx;
 } WeightGrad;
 
 static void weight_unit(const void *shared, int64_t number) {
@@ -25,7 +26,7 @@ static void weight_unit(const void *shared, int64_t number) {
   }
   Factor x = {{g->x, g->x_index, first, (size_t)g->n_in}, 1, (size_t)unit.row};
   Product product = {{{g->dy, g->dy_index, first, (size_t)g->n_out}, 1, 0}, to, 0};
-  products(&x, unit.rows, g->n_out, load, &product, 1, (size_t)g->n_out,
+  products(&x, unit.rows, g->n_out, load, &product, 1, (size_t)g->n_out, g->amx,
            scratch_of(PRODUCT_SCRATCH));
 }
 
@@ -80,6 +81,7 @@ XLA_FFI_Error *moe_weight_grad(XLA_FFI_CallFrame *frame) {
   Unit *made = weight_units(g.offset, experts, g.n_in, threads_of(frame), &units);
   if (!made) return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
   g.units = made;
+  g.amx = use_amx(rows, experts);
   spread(frame, units, weight_unit, &g);
   free(made);
   return NULL;
