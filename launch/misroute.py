@@ -64,7 +64,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli
+from launch import cli, memory
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -299,4 +299,6 @@ def _settings(this: Any, said: str) -> str:
 
 
 if __name__ == "__main__":
+    if not cli.wants_help(sys.argv):
+        memory.keep_heap_on_cpu()
     sys.exit(cli.run(main, sys.argv))

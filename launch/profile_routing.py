@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli
+from launch import cli, memory
 from moe_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,4 +188,6 @@ def _collected(
 
 
 if __name__ == "__main__":
+    if not cli.wants_help(sys.argv):
+        memory.keep_heap_on_cpu()
     sys.exit(cli.run(main, sys.argv))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli
+from launch import cli, memory
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -166,4 +166,6 @@ def _finished(workdir: Path) -> bool:
 
 
 if __name__ == "__main__":
+    if not cli.wants_help(sys.argv):
+        memory.keep_heap_on_cpu()
     sys.exit(_leave(cli.run(main, sys.argv)))

@@ -1,6 +1,7 @@
 """Times one mixture-of-experts layer against a dense one of the same activated FLOPs, and rivals.
 
   python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --json_out=layer.json
+  python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --keep_heap     # as in training on CPU
   python kernels/benchmarks/layer.py --shapes=cpu --peers=all --plot=layer.png
   python kernels/benchmarks/layer.py --shapes="olmoe;2048,512,512,32,4" --load=zipf
   python kernels/benchmarks/layer.py --shapes=olmoe --load=olmoe --load_file=expert_counts.json
@@ -26,6 +27,7 @@ import floor
 import interleave
 import jax
 import loads
+import moe_kernels
 import options
 import peers
 import rows
@@ -34,6 +36,7 @@ from absl import app, flags
 
 PEERS = flags.DEFINE_string("peers", "dense", f"rivals: {', '.join(peers.BUILDERS)}; or all")
 FORCE = flags.DEFINE_bool("force", False, "run rivals even where their cost is absurd")
+KEEP_HEAP = flags.DEFINE_bool("keep_heap", False, "begin with moe_kernels.keep_heap()")
 PLOT = flags.DEFINE_string("plot", None, "PNG file for a roofline and speed-up bars")
 flags.adopt_module_key_flags(options)
 
@@ -142,6 +145,8 @@ def settings(load: loads.Load) -> rows.Settings:
 def main(argv: list[str]) -> None:
     """Prints the table, and writes what --json_out and --plot ask for."""
     tables.no_arguments(argv)
+    if KEEP_HEAP.value and not moe_kernels.keep_heap():
+        tables.fail(ValueError("--keep_heap needs glibc, which this system doesn't have"))
     shapes, load = options.shapes_and_load()
     chosen = settings(load)
     with tables.progress("measuring the machine's ceilings"):

@@ -3,7 +3,8 @@
 `moe_ffn` is the operation: gather, grouped products, weighted combine, with its own backward pass.
 `moe_ffn_expert_parallel` is the same with the experts spread over the devices of a mesh.
 `gather_gemm`, `grouped_gemm`, `combine`, `segment_pool` and `topk_route` are its parts, each usable
-alone. `make_plan` and `make_tiles` give the integers that grouped kernels work from.
+alone. `make_plan` and `make_tiles` give the integers that grouped kernels work from. `keep_heap`
+saves a process on CPU from fresh memory for each large array.
 """
 
 from moe_kernels.activations import ACTIVATIONS as ACTIVATIONS
@@ -12,6 +13,7 @@ from moe_kernels.backends import BACKENDS as BACKENDS
 from moe_kernels.backends import choose as choose
 from moe_kernels.expert_parallel import EXCHANGES as EXCHANGES
 from moe_kernels.expert_parallel import moe_ffn_expert_parallel as moe_ffn_expert_parallel
+from moe_kernels.heap import keep_heap as keep_heap
 from moe_kernels.ops import combine as combine
 from moe_kernels.ops import gather_gemm as gather_gemm
 from moe_kernels.ops import grouped_gemm as grouped_gemm
@@ -32,6 +34,7 @@ __all__ = [
     "combine",
     "gather_gemm",
     "grouped_gemm",
+    "keep_heap",
     "make_plan",
     "make_tiles",
     "moe_ffn",

@@ -1,0 +1,25 @@
+"""What a launch script does about memory before it computes."""
+
+import importlib.util
+import os
+
+_ACCELERATORS = ("jax_plugins", "libtpu")
+"""Packages with which JAX finds a GPU, or a TPU."""
+
+
+def keep_heap_on_cpu() -> bool:
+    """`moe_kernels.keep_heap` if JAX will run on CPU; whether it took effect.
+
+    JAX_PLATFORMS says where it runs; unset, it is the CPU where no accelerator's package is
+    installed. Elsewhere a host would keep the memory that large checkpoints pass through.
+    """
+    named = os.environ.get("JAX_PLATFORMS")
+    if named:
+        on_cpu = named.split(",")[0] == "cpu"
+    else:
+        on_cpu = all(importlib.util.find_spec(name) is None for name in _ACCELERATORS)
+    if not on_cpu:
+        return False
+    from moe_kernels import keep_heap
+
+    return keep_heap()
