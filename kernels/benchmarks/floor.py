@@ -8,8 +8,8 @@ count every array once for each pass that cannot do without it:
   forward+backward  the same; pre-activations h (2 * T * k * f) written and read; x, weights, ids
                     and dy read again; dx and all parameter gradients written.
 What a real layer moves besides (gathered rows, experts' outputs) is its own affair. The floor is
-max(FLOPs / peak, bytes / bandwidth). On a CPU with AMX our products are faster than XLA's in float32,
-so that there the peak is that of grouped_gemm with one expert. The ceilings are measured once, before the first shape: where
+max(FLOPs / peak, bytes / bandwidth); the peak is XLA's, or on a CPU grouped_gemm's with one expert,
+which AMX makes faster in float32. The ceilings are measured once, before the first shape: where
 other programs use the machine, they and the floor move with them.
 On a CPU fresh memory costs page faults on top: the time to fill arrays as large as the gradients is
 given apart, and is no part of the floor.
@@ -32,7 +32,7 @@ PASSES = ("forward", "forward+backward")
 class Ceilings(NamedTuple):
     """What the machine can do, measured."""
 
-    flops: float  # FLOP/s of one big matrix product, by XLA or (CPU) by grouped_gemm if that is faster
+    flops: float  # FLOP/s of one big matrix product
     bandwidth: float  # bytes/s of a = s * a + b in place: two reads and one write
     first_touch: float | None  # bytes/s of filling fresh memory; None where that costs nothing
 

@@ -1,7 +1,7 @@
 """Times one mixture-of-experts layer against a dense one of the same activated FLOPs, and rivals.
 
   python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --json_out=layer.json
-  python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --keep_heap     # as in training on CPU
+  python kernels/benchmarks/layer.py --shapes=cpu --repeats=7 --keep_heap    # as in training on CPU
   python kernels/benchmarks/layer.py --shapes=cpu --peers=all --plot=layer.png
   python kernels/benchmarks/layer.py --shapes="olmoe;2048,512,512,32,4" --load=zipf
   python kernels/benchmarks/layer.py --shapes=olmoe --load=olmoe --load_file=expert_counts.json

@@ -12,7 +12,7 @@ def keep_heap() -> bool:
     By default glibc gives each large array fresh memory, which the operating system clears page by
     page, and gives it back when the array is freed. For training on CPU that is 10 to 25% of all
     time. After this call the process keeps what it once used, and all its threads share one heap.
-    It must come before anything runs on JAX's devices: threads that have begun keep their own heaps.
+    It must come before anything runs on JAX's devices: threads that have begun keep own heaps.
 
     Returns:
       Whether it took effect; it doesn't without glibc (macOS, Alpine Linux).
@@ -21,4 +21,5 @@ def keep_heap() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     wanted = ((_MOST_MMAPS, 0), (_TRIM_THRESHOLD, -1), (_MOST_ARENAS, 1))
-    return all([mallopt(name, value) == 1 for name, value in wanted])
+    done = [mallopt(name, value) for name, value in wanted]
+    return all(status == 1 for status in done)
