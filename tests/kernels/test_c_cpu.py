@@ -52,6 +52,20 @@ class TestOps(OpsCases):
     half = "float32"  # it has no other
 
 
+def check_products(expert, num_experts, d, f, seed):
+    plan = make_plan(jnp.asarray(expert), num_experts)
+    shapes = (expert.size, d), (num_experts, d, f), (num_experts, f), (expert.size, f)
+    x, w, bias, dy = (normal(seed + i, *shape) for i, shape in enumerate(shapes))
+
+    def call(x, w, bias):
+        return gather_gemm(x, w, plan, bias=bias, backend="c_cpu")
+
+    y, pull = jax.vjp(call, x, w, bias)
+    want = gemm_loop(x, w, bias, expert, dy, plan)
+    for got, right in zip((y, *pull(dy)), want, strict=True):
+        close(got, right)
+
+
 @settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 40) | st.integers(250, 270), min_size=1, max_size=4),
@@ -64,18 +78,7 @@ def test_products_of_all_sizes_and_their_gradients(loads, d, f, seed):
     expert = np.random.default_rng(seed).permutation(ids)[:, None]
     if not expert.size:
         expert = np.zeros((1, 1), np.int32)
-    plan = make_plan(jnp.asarray(expert), len(loads))
-    shapes = (expert.size, d), (len(loads), d, f), (len(loads), f)
-    x, w, bias = (normal(seed + i, *shape) for i, shape in enumerate(shapes))
-    dy = normal(seed, expert.size, f)
-
-    def call(x, w, bias):
-        return gather_gemm(x, w, plan, bias=bias, backend="c_cpu")
-
-    y, pull = jax.vjp(call, x, w, bias)
-    want = gemm_loop(x, w, bias, expert, dy, plan)
-    for got, right in zip((y, *pull(dy)), want, strict=True):
-        close(got, right)
+    check_products(expert, len(loads), d, f, seed)
 
 
 # The gradients have sums over all tokens, then over d and f: more than one span of terms, more
@@ -83,17 +86,7 @@ def test_products_of_all_sizes_and_their_gradients(loads, d, f, seed):
 @pytest.mark.parametrize("loads, d, f", [((2100,), 530, 600), ((40, 0, 33), 35, 2100)])
 def test_products_of_large_sizes_and_their_gradients(loads, d, f):
     expert = np.repeat(np.arange(len(loads), dtype=np.int32), loads)[:, None]
-    plan = make_plan(jnp.asarray(expert), len(loads))
-    x, w = normal(1, expert.size, d), normal(2, len(loads), d, f)
-    bias, dy = normal(3, len(loads), f), normal(4, expert.size, f)
-
-    def call(x, w, bias):
-        return gather_gemm(x, w, plan, bias=bias, backend="c_cpu")
-
-    y, pull = jax.vjp(call, x, w, bias)
-    want = gemm_loop(x, w, bias, expert, dy, plan)
-    for got, right in zip((y, *pull(dy)), want, strict=True):
-        close(got, right)
+    check_products(expert, len(loads), d, f, seed=1)
 
 
 def test_sums_are_as_exact_as_float32_has_it():

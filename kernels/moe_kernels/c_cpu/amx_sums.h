@@ -1,6 +1,6 @@
 /* Sums of products of blocks, in tiles. Of the nine products of two numbers' parts six are added
-   up; the others are 2^-24 of the whole or less. Each sum is added up in the same order, whatever
-   its neighbours are. */
+   up; the others are at most 2^-21 of the whole, 2^-25 on average. Each sum is added up in the same
+   order, whatever its neighbours are. */
 #ifndef MOE_AMX_SUMS_H
 #define MOE_AMX_SUMS_H
 
