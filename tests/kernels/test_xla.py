@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_ffn_cases import MoeFfnCases, problem
 from moe_kernels import make_plan, moe_ffn
+from moe_kernels.plan import PADDING
 from moe_kernels.xla.blocks import MAX_BLOCK, block_sizes, run_blocks
 
 
@@ -90,3 +91,22 @@ def test_no_ragged_dot_and_no_scattered_sums():
     assert "scatter-add" not in text
     assert "scatter_add" not in text
     assert "while" in text
+
+
+def test_no_array_of_all_experts_or_rows_is_widened_from_bfloat16():
+    t, k, e, d, f = 24, 4, 5, 96, 80
+    x, expert, weight, params, dy = problem(0, t=t, k=k, e=e, d=d, f=f, dtype="bfloat16")
+
+    def pull(x, weight, params):
+        def value(x, weight, params):
+            return moe_ffn(x, expert, weight, **params, backend="xla")
+
+        y, pulled = jax.vjp(value, x, weight, params)
+        return y, pulled(dy)
+
+    text = jax.jit(pull).lower(x, weight, params).compile().as_text()
+    rows = t * k + PADDING
+    for shape in ((e, d, f), (e, f, d), (rows, d), (rows, f)):
+        written = ",".join(map(str, shape))
+        assert f"[{written}]" in text
+        assert f"f32[{written}]" not in text

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from moe_kernels.plan import PADDING, make_tiles
+from moe_kernels.xla.slices import entry, from_stored, stored, to_stored
 
 MIN_BLOCK, MAX_BLOCK = 8, PADDING
 SMALL_STEP, STEP = 16, 32
@@ -71,7 +72,7 @@ def run_blocks(
     def one_expert(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
         buffers, totals = state
         expert, row, rows = tiles.expert[i], tiles.row[i], tiles.rows[i]
-        own = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, expert, keepdims=False), stacks)
+        own = jax.tree.map(lambda stack: entry(stack, expert), stacks)
         full = (rows - 1) // block
         last_row, last_rows = row + full * block, rows - full * block
 
@@ -89,11 +90,12 @@ def run_blocks(
 
         buffers, sums = lax.fori_loop(0, full, one_block, (buffers, sums))
         totals = jax.tree.map(
-            lambda total, s: lax.dynamic_update_index_in_dim(
-                total, s.astype(total.dtype), expert, 0
+            lambda total, s, own: lax.dynamic_update_index_in_dim(
+                total, to_stored(s.astype(own.dtype)), expert, 0
             ),
             totals,
             sums,
+            per_expert,
         )
         return buffers, totals
 
@@ -101,11 +103,12 @@ def run_blocks(
         _zeros(num_rows + PADDING, per_row, tiles.num_tiles, 1),
         _zeros(num_experts, per_expert, tiles.num_tiles, 101),
     )
-    return lax.fori_loop(0, tiles.num_tiles, one_expert, state)
+    found = lax.fori_loop(0, tiles.num_tiles, one_expert, state)
+    return jax.tree.map(lambda a, one: from_stored(a, one.dtype), found, (per_row, per_expert))
 
 
 def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
-    """Zeros, [length, ...], for every entry; no two from the same computation.
+    """Zeros, [length, ...], for every entry, as they are stored; no two from the same computation.
 
     XLA merges equal constants and would then copy the shared one into each loop buffer of that
     shape. A test that never holds (`count` is never negative) keeps them apart, at no cost.
@@ -113,7 +116,7 @@ def _zeros(length: int, entries: Any, count: Array, first: int) -> Any:
     leaves, treedef = jax.tree.flatten(entries)
     zeros = [jnp.where(count == -first - i, 1, 0) for i in range(len(leaves))]
     filled = [
-        jnp.broadcast_to(z.astype(a.dtype), (length, *a.shape))
+        jnp.broadcast_to(z.astype(stored(a.dtype)), (length, *a.shape))
         for z, a in zip(zeros, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)
@@ -130,5 +133,5 @@ def _padded(
 
 def _put(buffers: Any, out: Any, row: Array) -> Any:
     return jax.tree.map(
-        lambda b, o: lax.dynamic_update_slice_in_dim(b, o, row, axis=0), buffers, out
+        lambda b, o: lax.dynamic_update_slice_in_dim(b, to_stored(o), row, axis=0), buffers, out
     )

@@ -17,7 +17,8 @@ from moe_kernels.arguments import Experts
 from moe_kernels.plan import PADDING, Plan
 from moe_kernels.xla.blocks import block_sizes, run_blocks
 from moe_kernels.xla.ops import combine
-from moe_kernels.xla.products import block, linear, product, rows_of, wide
+from moe_kernels.xla.products import linear, product, wide
+from moe_kernels.xla.slices import block, rows_of
 
 
 def forward(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 from moe_kernels.manual_axes import unify
 from moe_kernels.plan import PADDING
 from moe_kernels.xla.blocks import block_sizes, run_blocks
-from moe_kernels.xla.products import block, product, rows_of, wide
+from moe_kernels.xla.products import product, wide
+from moe_kernels.xla.slices import block, rows_of
 
 
 def grouped_matmul(

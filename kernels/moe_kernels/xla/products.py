@@ -1,4 +1,4 @@
-"""Products and reads that the backend "xla" is made of."""
+"""Products that the backend "xla" is made of."""
 
 from typing import Any
 
@@ -23,13 +23,3 @@ def linear(x: Array, w: Array, b: Array | None) -> Array:
     """X w + b, in the wide dtype."""
     y = product(x, w, 1, 0)
     return y if b is None else y + b.astype(y.dtype)[None]
-
-
-def rows_of(values: Array, index: Array) -> Array:
-    """values[index], for indices known to be in range."""
-    return values.at[index].get(mode="promise_in_bounds")
-
-
-def block(values: Array, start: Array, size: int) -> Array:
-    """values[start : start + size]."""
-    return lax.dynamic_slice_in_dim(values, start, size)
