@@ -18,6 +18,11 @@ class TestXla(OpsCases):
     backend = "xla"
 
 
+class TestXlaInBfloat16(OpsCases):
+    backend = "xla"
+    half = "bfloat16"
+
+
 PLAN = make_plan(jnp.zeros((4, 2), jnp.int32), 3)
 X, W, WEIGHT = jnp.zeros((4, 6)), jnp.zeros((3, 6, 5)), jnp.zeros((4, 2))
 

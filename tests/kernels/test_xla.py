@@ -1,11 +1,14 @@
 """The xla backend: the shared cases, and what is promised about its work and its memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import moe_ffn_oracle
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_ffn_cases import MoeFfnCases, problem
+from moe_ffn_cases import MoeFfnCases, close, problem, results
 from moe_kernels import make_plan, moe_ffn
 from moe_kernels.plan import PADDING
 from moe_kernels.xla.blocks import MAX_BLOCK, block_sizes, run_blocks
@@ -110,3 +113,11 @@ def test_no_array_of_all_experts_or_rows_is_widened_from_bfloat16():
         written = ",".join(map(str, shape))
         assert f"[{written}]" in text
         assert f"f32[{written}]" not in text
+
+
+def test_vmap_over_tokens_and_experts_in_bfloat16():
+    each = [problem(seed, t=9, dtype="bfloat16") for seed in range(3)]
+    args = jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
+    got = jax.jit(jax.vmap(partial(results, "xla", "silu")))(*args)
+    for i, one in enumerate(each):
+        close({n: a[i] for n, a in got.items()}, moe_ffn_oracle.moe_ffn("silu", *one), "bfloat16")

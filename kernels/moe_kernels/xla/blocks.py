@@ -90,8 +90,8 @@ def run_blocks(
 
         buffers, sums = lax.fori_loop(0, full, one_block, (buffers, sums))
         totals = jax.tree.map(
-            lambda total, s, own: lax.dynamic_update_index_in_dim(
-                total, to_stored(s.astype(own.dtype)), expert, 0
+            lambda total, s, one: lax.dynamic_update_index_in_dim(
+                total, to_stored(s.astype(one.dtype)), expert, 0
             ),
             totals,
             sums,
