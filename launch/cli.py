@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from moe_jax.common.paths import local, local_path
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 from moe_jax.training.interrupt import Interrupted
@@ -33,6 +34,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """
     warnings.showwarning = _show_warning
     try:
+        _check_characters(argv)
         main(argv)
         sys.stdout.flush()
     except UserError as error:
@@ -52,17 +54,24 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
 
 def parse(
-    argv: Sequence[str], names: Mapping[str, str], defaults: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    names: Mapping[str, str],
+    defaults: Mapping[str, str] | None = None,
+    paths: Sequence[str] = (),
 ) -> dict[str, str]:
     """The values of plain flags (name -> help) that must be given, and of those with defaults.
 
+    Those named in `paths` are files or folders: "~" is expanded.
+
     Raises:
-      UserError: an unknown, missing or empty flag, or an argument that is no flag.
+      UserError: an unknown, missing or empty flag, an argument that is no flag, or a path that is
+        not one of this machine.
     """
     values, defaults = flags.FlagValues(), dict(defaults or {})
     _define(values, dict(names) | dict.fromkeys(defaults, ""))
     given = _parsed(argv, values, names)
-    return given | {n: str(values[n].value or default) for n, default in defaults.items()}
+    given |= {n: str(values[n].value or default) for n, default in defaults.items()}
+    return _with_paths(given, paths)
 
 
 def parse_with_config(
@@ -70,13 +79,14 @@ def parse_with_config(
     names: Mapping[str, str],
     optional: Sequence[str] = (),
     bare: Mapping[str, str] | None = None,
+    paths: Sequence[str] = (),
 ) -> tuple[Any, dict[str, str]]:
     """The config that --config=FILE names, with every --config.FIELD=VALUE set and checked.
 
     The file is Python with a function `get_config()` that returns a dataclass; --config=FILE:TEXT
     calls `get_config(TEXT)`. Also gives the values of the plain flags `names`, as `parse` does, and
     of the `optional` ones ("" where not given), of which `bare` are those that may stand without a
-    value, and what they are then.
+    value, and what they are then, and `paths` files or folders.
 
     Raises:
       UserError: no such file or field, a value of another type, or a config that is not valid.
@@ -104,7 +114,7 @@ def parse_with_config(
     # Types the flags don't look at (items of tuples), and what a config file itself got wrong.
     folders.from_json(type(set_up), folders.to_json(set_up), path="--config")
     set_up.validate()
-    return set_up, plain
+    return set_up, _with_paths(plain, paths)
 
 
 def whole_number(name: str, text: str) -> int:
@@ -150,7 +160,7 @@ def load_config_file(where: str) -> Any:
       UserError: there is no such file, or it does not define a config.
     """
     name, colon, argument = where.partition(":")
-    path = Path(name)
+    path = local_path(name, "--config")
     if not path.is_file():
         known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*.py"))]
         raise UserError(f"--config={name}: no such file{_did_you_mean(name, known)}")
@@ -227,6 +237,18 @@ def print_files(workdir: Path) -> None:
     for path in sorted(workdir.iterdir()):
         if not path.name.startswith("."):
             print(f"{path}/" if path.is_dir() else path)
+
+
+def _check_characters(argv: Sequence[str]) -> None:
+    """A UserError for bytes that aren't UTF-8: nothing that names them could be written."""
+    for arg in argv[1:]:
+        if any("\ud800" <= char <= "\udfff" for char in arg):
+            raise UserError(f"{arg!r}: holds bytes that are not UTF-8; write it in UTF-8")
+
+
+def _with_paths(given: dict[str, str], paths: Sequence[str]) -> dict[str, str]:
+    """The values with those of `paths`, where given, as paths of this machine."""
+    return given | {name: local(given[name], f"--{name}") for name in paths if given[name]}
 
 
 def _define(values: flags.FlagValues, names: Mapping[str, str]) -> None:

@@ -26,7 +26,10 @@ def main(argv: Sequence[str]) -> None:
         cli.print_help(__doc__ or "", argv)
         return
     given = cli.parse(
-        argv, {"workdir": "the folder of a run, such as runs/first"}, {"checkpoint": "newest"}
+        argv,
+        {"workdir": "the folder of a run, such as runs/first"},
+        {"checkpoint": "newest"},
+        paths=("workdir",),
     )
     workdir = Path(given["workdir"])
     config = systems.load_config(workdir)

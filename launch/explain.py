@@ -23,13 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import flags
-
 from launch import cli, systems
 from moe_jax.errors import UserError
 
 _FORMATS = ("text", "json", "html")
-_DEFAULTS = {"workdir": "", "input": "", "format": "text", "output": "", "checkpoint": "newest"}
+_NEEDED = {"workdir": "the folder of a run, such as runs/first"}
+_DEFAULTS = {"input": "", "format": "text", "output": "", "checkpoint": "newest"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,18 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flags(argv: Sequence[str]) -> dict[str, str]:
-    values = flags.FlagValues()
-    for name, default in _DEFAULTS.items():
-        flags.DEFINE_string(name, default, "", flag_values=values)
-    try:
-        left = values(list(argv))
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    given = {name: str(values[name].value) for name in _DEFAULTS}
-    if len(left) > 1:
-        raise UserError(f"{left[1]!r}: not a flag; flags are written --name=value")
-    if not given["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of a run, such as runs/first")
+    given = cli.parse(argv, _NEEDED, _DEFAULTS, paths=("workdir", "input", "output"))
     if given["format"] not in _FORMATS:
         raise UserError(f"--format={given['format']}: must be one of {', '.join(_FORMATS)}")
     return given

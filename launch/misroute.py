@@ -29,7 +29,8 @@ Flags:
   --controls=N        matched random sets for each intervention on experts: at least 20, or 0 for
                       none (default {controls})
   --routes=FILE       an .npz with the experts that another engine chose for the prompts' tokens,
-                      for replay: an array [tokens, layers, k] for each prompt of the file, in order
+                      for replay: an array [tokens, layers, k] for each prompt of the file, in
+                      order, layers being those with experts or all (as vLLM records them)
   --delimiter=TEXT    what the model writes between explanation and answer (default {delimiter})
   --max_new_tokens=N  of the explanation with the delimiter (default {max_new_tokens})
   --answer_tokens=N   of the answer (default {answer_tokens})
@@ -92,6 +93,7 @@ _OPTIONAL = {
     "chat": "false",
     "system": "",
 }
+_PATHS = ("model", "prompts", "workdir", "profile", "routes", "planted_ignores", "planted_uses")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     if cli.wants_help(argv):
         cli.print_help(_help(defaults), argv)
         return
-    given = cli.parse(argv, _NEEDED, _OPTIONAL | defaults)
+    given = cli.parse(argv, _NEEDED, _OPTIONAL | defaults, _PATHS)
     workdir, config = Path(given["workdir"]), _config(given)
     _check(given, workdir)
     chat, system = cli.chat_flags(given)
@@ -286,7 +288,7 @@ def _routes(
         return None
     gate = gate_of(lm)
     shape = ModelShape(lm.name, lm.config.expert_layers, gate.num_experts, gate.k)
-    found = read_recorded(given["routes"], shape, prompts)
+    found = read_recorded(given["routes"], shape, prompts, num_layers=lm.config.num_layers)
     return [found[i] for i in numbers]
 
 

@@ -29,7 +29,8 @@ Flags:
   --permutations=N  of the tests (default 9999)
   --compare=DIR     a second model or checkpoint that reads the same prompts
   --routes=FILE     an .npz with the experts that another engine chose, one array [tokens, layers,
-                    k] for each prompt, in order; --model then gives tokenizer and shape only
+                    k] for each prompt, in order, layers being those with experts or all (as
+                    vLLM records them); --model then gives tokenizer and shape only
   --batch_size=N    prompts read at once (default 16)
   --seed=N          of permutations, bootstrap and halves (default 0)
   --help            this text
@@ -71,6 +72,7 @@ _DEFAULTS = {
     "batch_size": "16",
     "seed": "0",
 }
+_PATHS = ("model", "prompts", "workdir", "compare", "routes")
 _SAMPLES = 2  # texts of each level on the page
 
 
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if cli.wants_help(argv):
         cli.print_help(__doc__ or "", argv)
         return
-    given = cli.parse(argv, _NEEDED, _DEFAULTS)
+    given = cli.parse(argv, _NEEDED, _DEFAULTS, _PATHS)
     workdir = Path(given["workdir"])
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; name a folder")
@@ -172,7 +174,9 @@ def _collected(
     reader = make_reader(lm, writes=settings.generate > 0)
     shape = ModelShape(reader.name, reader.expert_layers, reader.gate.num_experts, reader.gate.k)
     if given["routes"]:
-        routes = recorded_readings.read_recorded(given["routes"], shape, len(prompts))
+        routes = recorded_readings.read_recorded(
+            given["routes"], shape, len(prompts), num_layers=reader.num_layers
+        )
         readings = recorded_readings.recorded(routes, reader.tokenizer, prompts, subset=subset)
     else:
         readings = reading.read(

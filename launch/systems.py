@@ -20,7 +20,7 @@ def config_class(name: str) -> type:
     Raises:
       UserError: there is no such system.
     """
-    if name not in SYSTEMS:
+    if not isinstance(name, str) or name not in SYSTEMS:
         raise UserError(f"system={name!r}: must be one of {', '.join(SYSTEMS)}")
     module, attribute = SYSTEMS[name]
     return getattr(importlib.import_module(module), attribute)

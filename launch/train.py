@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if cli.wants_help(argv):
         cli.print_help(__doc__ or "", argv)
         return
-    config, flags = cli.parse_with_config(argv, {}, _OPTIONAL, _BARE)
+    config, flags = cli.parse_with_config(argv, {}, _OPTIONAL, _BARE, ("workdir",))
     if flags["dry_run"]:
         _dry_run(config, flags["dry_run"])
         return
@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
     _connect(flags)
 
     from moe_jax.training import hosts
+    from moe_jax.training.evaluation import read_evaluation
 
     workdir, profile = Path(flags["workdir"]), _profile(flags["profile_steps"])
     with hosts.together(), hosts.first_holds(folders.claimed(workdir, config)):
@@ -71,8 +72,7 @@ def main(argv: Sequence[str]) -> None:
                     "give another folder"
                 )
             title = f"This run is finished, at step {config.train.steps}"
-            stored = (workdir / "evaluation.json").read_text(encoding="utf-8")
-            figures = json.loads(stored)["figures"]
+            figures = read_evaluation(workdir)
         else:
             title = f"Step {config.train.steps}"
             _debug_nans(flags["debug_nans"])

@@ -8,7 +8,6 @@ sets, and p of the sets; then p over all studies together (Fisher's method, whic
 here: a study's p can't be below 1 / (sets + 1)).
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ from absl import app, flags
 from rich.console import Console
 from scipy import stats
 
+from moe_jax.common.json_files import read_object
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.reports.page import Column
 from moe_jax.reports.terminal import show_table
@@ -53,12 +54,17 @@ def read_study(path: Path) -> dict[str, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f"{path}: no misroute.json there; launch/misroute.py makes one")
+    values = read_object(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        values["rows"], values["measures"]
-    except (ValueError, KeyError, TypeError) as error:
+        for row in values["rows"]:
+            _ = row["spec"], row["experts"]
+            for effect in row["effects"].values():
+                if effect["p_control"] is not None:
+                    _ = effect["change"]["mean"], effect["control"]["mean"]
+        _ = [one["name"] for one in values["measures"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a study ({type(error).__name__}: {error})") from None
-    return dict(values)
+    return values
 
 
 def compare(studies: list[dict[str, Any]], measure: str) -> list[Compared]:
@@ -101,7 +107,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 3:
         raise app.UsageError("name two studies or more")
     try:
-        studies = [read_study(Path(name)) for name in argv[1:]]
+        studies = [read_study(local_path(name, "study")) for name in argv[1:]]
         found = compare(studies, MEASURE.value)
     except UserError as error:
         sys.exit(f"error: {error}")

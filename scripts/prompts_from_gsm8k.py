@@ -11,37 +11,35 @@ without the calculator's marks (<<48/2=24>>), the answer the number without comm
 
 import argparse
 import collections
-import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from moe_jax.common.json_files import check_text, json_lines, read_text
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 
 _MARK = re.compile(r"<<[^<>]*>>")
 
 
-def prompt_from(line: str, number: int) -> Prompt:
+def prompt_from(values: Mapping[str, Any], where: str) -> Prompt:
     """One line of GSM8K as a prompt.
 
     Args:
-      line: a JSON object with "question" and "answer".
-      number: of the line, for messages.
+      values: the line's object, with "question" and "answer".
+      where: "FILE, line N", for messages.
 
     Raises:
       UserError: it isn't one.
     """
-    try:
-        values = json.loads(line)
-        question, solution = values["question"].strip(), values["answer"]
-        steps, mark, answer = solution.rpartition("####")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"line {number}: must have question and answer ({error})") from None
+    question = check_text(values["question"], "question", where).strip()
+    steps, mark, answer = check_text(values["answer"], "answer", where).rpartition("####")
     if not mark:
-        raise UserError(f"line {number}: the answer has no '####'")
-    lines = [_MARK.sub("", step).strip() for step in steps.splitlines() if step.strip()]
+        raise UserError(f"{where}: the answer has no '####'")
+    # Not splitlines: a step may hold U+2028 and other separators.
+    lines = [_MARK.sub("", step).strip() for step in steps.split("\n") if step.strip()]
     return Prompt(
         text=f"Question: {question}\n",
         difficulty=float(len(lines)),
@@ -62,19 +60,20 @@ def choose(prompts: Iterable[Prompt], levels: Sequence[int], limit: int | None) 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("source")
+    parser.add_argument("target")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--levels", default="2,3,4,5,6")
     given = parser.parse_args(argv)
     try:
         levels = [int(level) for level in given.levels.split(",")]
-        lines = given.source.read_text(encoding="utf-8").splitlines()
-        prompts = [prompt_from(line, i) for i, line in enumerate(lines, 1) if line.strip()]
+        source, target = (local_path(getattr(given, n), n) for n in ("source", "target"))
+        lines = json_lines(read_text(source), str(source), ("question", "answer"), skip_empty=True)
+        prompts = [prompt_from(values, where) for where, values in lines]
         kept = choose(prompts, levels, given.limit)
         if not kept:
             raise UserError(f"no prompt of the levels {given.levels}")
-        write_prompts(kept, given.target)
+        write_prompts(kept, target)
     except (UserError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

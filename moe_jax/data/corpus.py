@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common.paths import local, local_path
 from moe_jax.errors import UserError
 
 
@@ -74,6 +75,8 @@ class CorpusConfig:
                 "corpus.path is an empty string; give a file or folder, or None for the "
                 "documentation of the installed packages"
             )
+        if self.path is not None:
+            local(self.path, "corpus.path")
         for name, least in (("num_train", 1), ("num_test", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -164,7 +167,7 @@ def write_jsonl(corpus: Corpus, folder: str | os.PathLike[str]) -> None:
     Raises:
       UserError: `folder` is a file, or a folder that holds something already.
     """
-    target = Path(folder)
+    target = local_path(folder, "folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; give a new or an empty folder for the corpus")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,21 @@
 
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_jax.common.json_files import (
+    check_text,
+    json_lines,
+    numbered_lines,
+    parse,
+    read_text,
+    shown,
+)
+from moe_jax.common.paths import local_path
 from moe_jax.data.corpus import Corpus, Example
 from moe_jax.errors import UserError
 
@@ -27,7 +35,7 @@ class _Record(NamedTuple):
 
 def read(path: Path, test_fraction: float, seed: int) -> Corpus:
     """Read a file or a folder as `load_corpus` describes."""
-    path = path.expanduser()
+    path = local_path(path, "data.path")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -106,38 +114,12 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def _read_text(path: Path) -> str:
-    """The file as UTF-8 (with or without byte order mark), its line ends as newlines."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x})") from error
-    return text.replace("\r\n", "\n")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with its "file:line"; an empty one is an error, a newline at the end is not."""
-    text = _read_text(path)
-    if not text:
-        return
-    # Not splitlines: JSON strings and prose may hold U+2028 and other exotic separators.
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            raise UserError(f"{where}: empty line; each line must hold one text")
-        yield where, line
-
-
 def _read_file(path: Path) -> Iterator[_Record]:
     if path.suffix == ".jsonl":
-        return (_parse(line, where) for where, line in _lines(path))
+        lines = json_lines(read_text(path), str(path), ["text"])
+        return (_record(values, where) for where, values in lines)
     if path.suffix == ".txt":
-        return (_Record(line.strip(), [], where) for where, line in _lines(path))
+        return _texts(path)
     if path.suffix == ".md":
         return _paragraphs(path)
     raise UserError(
@@ -145,55 +127,57 @@ def _read_file(path: Path) -> Iterator[_Record]:
     )
 
 
+def _texts(path: Path) -> Iterator[_Record]:
+    """The lines of a text file, none of them empty."""
+    for where, line in numbered_lines(read_text(path), str(path)):
+        if not line.strip():
+            raise UserError(f"{where}: empty line; each line must hold one text")
+        yield _Record(line.strip(), [], where)
+
+
 def _paragraphs(path: Path) -> Iterator[_Record]:
     """Blocks of a Markdown file between blank lines, each joined to one line."""
-    text = re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", _read_text(path), flags=re.DOTALL | re.MULTILINE)
+    text = read_text(path).replace("\r\n", "\n")
+    text = re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     for block in re.split(r"\n\s*\n", text):
         if joined := " ".join(block.split()):
             yield _Record(joined, [], str(path))
 
 
-def _parse(line: str, where: str) -> _Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise UserError(f"{where}: not JSON ({reason})") from error
-    if not isinstance(record, dict):
-        raise UserError(f'{where}: a {type(record).__name__}, not an object with a "text"')
-    if "text" not in record:
-        raise UserError(f'{where}: no "text" in the object (its keys: {sorted(record)})')
-    text = record["text"]
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{where}: "text" must be a string that is not blank, not {text!r}')
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(f'{where}: "text" holds half a surrogate pair (\\ud800 to \\udfff)')
+def _record(record: dict[str, Any], where: str) -> _Record:
+    text = check_text(record["text"], "text", where)
+    if not text.strip():
+        raise UserError(f"{where}: text={shown(text)} must not be blank")
     spans = record.get("spans")
     return _Record(text, _parse_spans([] if spans is None else spans, text, where), where)
 
 
 def _parse_spans(spans: Any, text: str, where: str) -> list[tuple[int, int, int | str]]:
     if not isinstance(spans, list):
-        raise UserError(f'{where}: "spans" must be a list of [start, end, label], not {spans!r}')
+        raise UserError(
+            f'{where}: "spans" must be a list of [start, end, label], not {shown(spans)}'
+        )
     for span in spans:
         if not (isinstance(span, list) and len(span) == 3):
-            raise UserError(f"{where}: span {span!r} must be [start, end, label]")
+            raise UserError(f"{where}: span {shown(span)} must be [start, end, label]")
         start, end, label = span
         if type(start) is not int or type(end) is not int or type(label) not in (int, str):
             raise UserError(
-                f"{where}: span {span!r} must be two whole numbers and a label index or name"
+                f"{where}: span {shown(span)} must be two whole numbers and a label index or name"
             )
+        if isinstance(label, str):
+            check_text(label, "the label of a span", where)
         if start >= end:
-            raise UserError(f"{where}: span {span!r} must start before it ends")
+            raise UserError(f"{where}: span {shown(span)} must start before it ends")
         if start < 0 or end > len(text):
             raise UserError(
-                f"{where}: span {span!r} is out of range; the text has {len(text)} characters"
+                f"{where}: span {shown(span)} is out of range; the text has {len(text)} characters"
             )
     ordered = sorted((tuple(span) for span in spans), key=lambda span: span[:2])
     for left, right in itertools.pairwise(ordered):
         if right[0] < left[1]:
-            raise UserError(f"{where}: spans {list(left)!r} and {list(right)!r} overlap")
+            raise UserError(f"{where}: spans {shown(list(left))} and {shown(list(right))} overlap")
     return ordered
 
 
@@ -201,12 +185,11 @@ def _read_labels(path: Path) -> list[str] | None:
     """Names from a labels.json; None when there is no such file."""
     if not path.exists():
         return None
-    try:
-        names = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON") from error
+    names = parse(read_text(path), str(path))
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
         raise UserError(f"{path}: must be a list of names")
+    for name in names:
+        check_text(name, "a name", str(path))
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names a label twice")
     return names
@@ -224,10 +207,11 @@ def _resolve(
     index = {name: i for i, name in enumerate(names)}
     for label, where in sorted(used, key=lambda pair: pair[1]):
         if isinstance(label, str) and label not in index:
-            raise UserError(f"{where}: label {label!r} is not in labels.json")
+            raise UserError(f"{where}: label {shown(label)} is not in labels.json")
         if isinstance(label, int) and not 0 <= label < len(names):
             raise UserError(
-                f"{where}: label {label} is out of range; labels.json has {len(names)} labels"
+                f"{where}: label {shown(label)} is out of range; labels.json has {len(names)} "
+                "labels"
             )
 
     def example(record: _Record) -> Example:
@@ -245,10 +229,14 @@ def _collect_names(used: set[tuple[int | str, str]]) -> list[str]:
         return strings
     top, where = max(numbers)
     if strings:
-        raise UserError(f"{where}: label {top} is a number where others are names; use one kind")
+        raise UserError(
+            f"{where}: label {shown(top)} is a number where others are names; use one kind"
+        )
     lowest, low_where = min(numbers)
     if lowest < 0:
-        raise UserError(f"{low_where}: label {lowest} is negative")
+        raise UserError(f"{low_where}: label {shown(lowest)} is negative")
     if top > _MAX_UNNAMED_LABEL:
-        raise UserError(f"{where}: label {top} is above {_MAX_UNNAMED_LABEL}; use names instead")
+        raise UserError(
+            f"{where}: label {shown(top)} is above {_MAX_UNNAMED_LABEL}; use names instead"
+        )
     return [str(i) for i in range(top + 1)]

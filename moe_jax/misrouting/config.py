@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, ClassVar
 
+from moe_jax.common.paths import local
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.misrouting.arithmetic import ArithmeticConfig
@@ -72,6 +73,7 @@ class MisroutingConfig:
                 raise UserError(f"{name}={value!r} must be a finite number of at least 0")
         if isinstance(self.batch_size, bool) or self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size!r} must be a whole number of at least 1")
+        local(self.start, "start")
         self.train.validate("train")
 
     def make_task(self) -> "ArithmeticTask":

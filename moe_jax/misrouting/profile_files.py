@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from moe_jax.common.json_files import read_object
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import Profile
 from moe_jax.training.workdir import file_errors, write_atomically
@@ -33,6 +35,7 @@ def write_profile(profile: Profile, workdir: Path) -> None:
     Raises:
       UserError: one can't be written.
     """
+    workdir = local_path(workdir, "workdir")
     with file_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "profile.csv", experts_csv(profile))
@@ -46,18 +49,13 @@ def read_profile(workdir: Path) -> Profile:
     Raises:
       UserError: there is none, or it isn't one.
     """
+    workdir = local_path(workdir, "workdir")
     file = workdir / "profile.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file; launch/profile_routing.py --workdir={workdir} makes it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read: {error}") from error
+    missing = f"{file}: no such file; launch/profile_routing.py --workdir={workdir} makes it"
+    values = read_object(file, missing=missing)
     try:
         found: Profile = _value(Profile, values["profile"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not a profile ({type(error).__name__}: {error})") from error
     return found
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common.json_files import check_text, json_lines, read_text, shown
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 
 _FIELDS = ("prompt", "difficulty", "answer", "group", "explanation")
@@ -56,16 +58,9 @@ def read_prompts(file: str | pathlib.Path) -> list[Prompt]:
       UserError: the file can't be read, a line isn't such an object (which line, which field), or
         there is no prompt.
     """
-    try:
-        # Not splitlines: it takes characters that JSON allows within a text for ends of lines.
-        lines = pathlib.Path(file).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {file}: can't be read ({error})") from None
-    found = [
-        _prompt(line, f"{file}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    text = read_text(local_path(file, "prompts"))
+    lines = json_lines(text, str(file), _FIELDS[:3], skip_empty=True)
+    found = [_prompt(values, where) for where, values in lines]
     if not found:
         raise UserError(f"prompts {file}: holds no prompt")
     return found
@@ -113,32 +108,34 @@ def strata(prompts: Sequence[Prompt]) -> Int[np.ndarray, " n"]:
     return np.unique([prompt.group for prompt in prompts], return_inverse=True)[1].reshape(-1)
 
 
-def _prompt(line: str, place: str) -> Prompt:
-    try:
-        values: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON ({error.msg})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: must be an object with {', '.join(_FIELDS[:3])}")
-    for name in _FIELDS[:3]:
-        if name not in values:
-            raise UserError(f"{place}: has no {name!r}")
-    difficulty = values["difficulty"]
-    number = isinstance(difficulty, (int, float)) and not isinstance(difficulty, bool)
-    if not number or not math.isfinite(difficulty):
-        raise UserError(f"{place}: difficulty={difficulty!r} must be a number")
-    for name in ("prompt", "group", "explanation"):
-        if not isinstance(values.get(name, ""), str):
-            raise UserError(f"{place}: {name}={values[name]!r} must be a text")
-    answer = values["answer"]
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise UserError(f"{place}: answer={answer!r} must be a text or a number")
-    if not values["prompt"]:
-        raise UserError(f"{place}: prompt is empty")
-    return Prompt(
-        values["prompt"],
-        float(difficulty),
-        str(answer),
-        values.get("group", ""),
-        values.get("explanation", ""),
+def _prompt(values: dict[str, Any], where: str) -> Prompt:
+    text, group, explanation = (
+        check_text(values.get(name, ""), name, where) for name in ("prompt", "group", "explanation")
     )
+    if not text:
+        raise UserError(f"{where}: prompt is empty")
+    difficulty = _difficulty(values["difficulty"], where)
+    return Prompt(text, difficulty, _answer(values["answer"], where), group, explanation)
+
+
+def _difficulty(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{where}: difficulty={shown(value)} must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise UserError(f"{where}: difficulty={shown(value)} must be a number: it is too large")
+    if math.isnan(number):
+        raise UserError(f"{where}: difficulty={shown(value)} must be a number")
+    return number
+
+
+def _answer(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return check_text(value, "answer", where)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{where}: answer={shown(value)} must be a text or a number")
+    return str(value)

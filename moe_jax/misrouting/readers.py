@@ -42,6 +42,7 @@ class Reader(NamedTuple):
       tokenizer: the model's.
       special: ids that stand for no text.
       expert_layers: number in its stack of each layer with experts.
+      num_layers: of its stack, with experts and without.
       gate: of all these layers.
       max_length: of prompt and new tokens together; None: no bound.
       forward: prompts, of one or more tokens each -> what was read.
@@ -53,6 +54,7 @@ class Reader(NamedTuple):
     tokenizer: Tokenizer
     special: frozenset[int]
     expert_layers: tuple[int, ...]
+    num_layers: int
     gate: GateConfig
     max_length: int | None
     forward: Callable[[Sequence[PromptTokens]], list[Read]]
@@ -80,6 +82,7 @@ def make_reader(lm: PretrainedLM | PretrainedSwitch, *, writes: bool) -> Reader:
         lm.tokenizer,
         frozenset(special_tokens(lm.tokenizer) | set(lm.stop_ids)),
         lm.config.expert_layers,
+        lm.config.num_layers,
         lm.config.experts.gate,
         lm.config.max_length,
         functools.partial(_forward, lm.model, 0),
@@ -103,6 +106,7 @@ def _encoder_decoder(lm: PretrainedSwitch, *, writes: bool) -> Reader:
         lm.tokenizer,
         frozenset(special),
         layers,
+        config.num_decoder_layers if writes else config.num_layers,
         config.gate,
         None,
         functools.partial(_forward, lm.model, config.pad_id),

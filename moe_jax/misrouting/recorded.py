@@ -5,8 +5,8 @@ vLLM and SGLang return the experts of a request as whole numbers [t l k]: tokens
 tokens has n - 1 rows. Letters: t tokens, l layers, k choices.
 """
 
-import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from moe_jax.common.json_files import parse, read_text
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.gating import KEEP, GateConfig, RoutingEdit
 from moe_jax.misrouting.interventions import replay
 
 SHARED = 255  # SGLang: what the slot of a shared expert holds
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy raises for a file that is cut short, damaged, of another kind or pickled."""
 
 
 def read_routes(
@@ -29,6 +36,7 @@ def read_routes(
     k: int,
     num_tokens: int | None = None,
     layers: Sequence[int] | None = None,
+    all_layers: int | None = None,
     name: str = "routes",
 ) -> Int[np.ndarray, "t l k"]:
     """Recorded experts, as `Routing.expert` of each MoE layer has them.
@@ -42,6 +50,8 @@ def read_routes(
       num_tokens: rows that there must be; None: any.
       layers: which of the recorded layers to take, where the engine also records layers without
         experts; None: all.
+      all_layers: how many layers the model has, with experts and without. With it `layers` are
+        taken from an array of so many, and an array of num_layers is taken as it is.
       name: what messages call it; a file's path goes before.
 
     Returns:
@@ -49,14 +59,15 @@ def read_routes(
 
     Raises:
       UserError: a file that can't be read, no whole numbers, a wrong shape, an id out of range, an
-        expert twice in a row, nothing but zeros, 255 here and there.
+        expert twice in a row, nothing but zeros, 255 here and there, experts in a layer that has
+        none.
       ValueError: `layers` that don't number num_layers.
     """
     if layers is not None and len(layers) != num_layers:
         raise ValueError(f"layers names {len(layers)} layers, num_layers={num_layers}")
     if isinstance(source, str | Path):
         name = f"{source}: {name}"
-        source = _load(Path(source), name)
+        source = _load(local_path(source, "routes"), name)
     routes = _whole_numbers(source, name)
     if routes.ndim != 3:
         raise UserError(f"{name} has shape {routes.shape}: must be tokens x layers x k")
@@ -65,15 +76,7 @@ def read_routes(
         raise UserError(f"{name} has {len(routes)} tokens, the prompt has {num_tokens}{hint}")
     if not len(routes):
         raise UserError(f"{name} has no tokens")
-    if layers is not None:
-        beyond = [m for m in layers if not 0 <= m < routes.shape[1]]
-        if beyond:
-            raise UserError(f"{name} has {routes.shape[1]} layers: there is no layer {beyond[0]}")
-        routes = routes[:, list(layers)]
-    if routes.shape[1] != num_layers:
-        raise UserError(
-            f"{name} has {routes.shape[1]} layers, the model has {num_layers} with experts"
-        )
+    routes = _with_experts(routes, num_layers, layers, all_layers, name)
     routes = _without_shared(routes, num_experts, k, name)
     _check_ids(routes, num_experts, name)
     return routes.astype(np.int32)
@@ -111,13 +114,51 @@ def replay_recorded(
     return replay(config, expert, weight=weight, tokens=tokens)
 
 
+def reason(error: BaseException) -> str:
+    """An error of `UNREADABLE` in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _with_experts(
+    routes: np.ndarray,
+    num_layers: int,
+    layers: Sequence[int] | None,
+    all_layers: int | None,
+    name: str,
+) -> np.ndarray:
+    """The recorded layers that have experts."""
+    there = routes.shape[1]
+    if layers is not None and (all_layers is None or there == all_layers):
+        beyond = [m for m in layers if not 0 <= m < there]
+        if beyond:
+            raise UserError(f"{name} has {there} layers: there is no layer {beyond[0]}")
+        if all_layers is not None:
+            _check_dense(routes, layers, name)
+        routes = routes[:, list(layers)]
+    if routes.shape[1] != num_layers:
+        of = f", {all_layers} in all" if all_layers not in (None, num_layers) else ""
+        raise UserError(f"{name} has {there} layers, the model has {num_layers} with experts{of}")
+    return routes
+
+
+def _check_dense(routes: np.ndarray, layers: Sequence[int], name: str) -> None:
+    """Layers without experts hold one number throughout: engines never write there."""
+    for layer in sorted(set(range(routes.shape[1])) - set(layers)):
+        mine = routes[:, layer]
+        if mine.size and (mine != mine.flat[0]).any():
+            raise UserError(
+                f"{name} has experts in layer {layer}, where the model has none: give the routes "
+                "of this model, a row for each of its layers or for each with experts"
+            )
+
+
 def _load(path: Path, name: str) -> Any:
     """What the file holds, without unpickling anything."""
     if path.suffix not in (".npy", ".npz", ".json"):
         raise UserError(f"{name} must be a .npy, .npz or .json file")
+    if path.suffix == ".json":
+        return parse(read_text(path), name)
     try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -126,9 +167,8 @@ def _load(path: Path, name: str) -> Any:
                 held = ", ".join(loaded.files) or "nothing"
                 raise UserError(f"{name}: the .npz must hold one array, it holds {held}")
             return loaded[loaded.files[0]]
-    except (OSError, EOFError, ValueError, RecursionError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} can't be read: {reason}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{name} can't be read: {reason(error)}") from error
 
 
 def _whole_numbers(source: Any, name: str) -> np.ndarray:

@@ -3,35 +3,42 @@
 Letters: t tokens, l layers with experts, k choices.
 """
 
-import zipfile
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import Reading
 from moe_jax.misrouting.reading_tokens import special_tokens, token_pieces, tokenise
-from moe_jax.misrouting.recorded import read_routes
+from moe_jax.misrouting.recorded import UNREADABLE, read_routes, reason
 from moe_jax.misrouting.subsets import TokenSubset
 
+_NUMBERED = re.compile(r"arr_(\d+)", re.ASCII)
 
-def read_recorded(file: str, model: ModelShape, prompts: int) -> list[Int[np.ndarray, "_ l k"]]:
+
+def read_recorded(
+    file: str, model: ModelShape, prompts: int, *, num_layers: int | None = None
+) -> list[Int[np.ndarray, "_ l k"]]:
     """The routes of every prompt from an .npz file, one array each, in order.
+
+    Args:
+      file: its arrays are [tokens, layers, k], with a row for each layer that has experts.
+      model: its experts.
+      prompts: how many there are.
+      num_layers: of the model, with experts and without; arrays with so many rows are then taken
+        too, as vLLM records them.
 
     Raises:
       UserError: the file can't be read, holds another number of arrays, or one of them isn't the
         routing of a prompt by this model (`recorded.read_routes`).
     """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = [arrays[name] for name in arrays.files]
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"routes {file}: can't be read as .npz: {reason}") from error
+    found = _arrays(file)
     if len(found) != prompts:
         raise UserError(f"routes {file}: holds {len(found)} arrays for {prompts} prompts")
     return [
@@ -40,10 +47,32 @@ def read_recorded(file: str, model: ModelShape, prompts: int) -> list[Int[np.nda
             num_experts=model.num_experts,
             num_layers=len(model.expert_layers),
             k=model.k,
+            layers=None if num_layers is None else model.expert_layers,
+            all_layers=num_layers,
             name=f"routes {file}, prompt {i}",
         )
         for i, a in enumerate(found)
     ]
+
+
+def _arrays(file: str) -> list[np.ndarray]:
+    """The arrays of an .npz file; those that NumPy named by number, in order of it."""
+    try:
+        # Opened here, because np.load leaves a file that is no zip open.
+        with (
+            local_path(file, "routes").open("rb") as stream,
+            np.load(stream, allow_pickle=False) as loaded,
+        ):
+            found = {name: loaded[name] for name in loaded.files}
+    except UNREADABLE as error:
+        raise UserError(f"routes {file}: can't be read as .npz: {reason(error)}") from error
+    numbers = [int(match[1]) for name in found if (match := _NUMBERED.fullmatch(name))]
+    if len(numbers) < len(found):
+        return list(found.values())
+    missing = next((i for i in range(len(found)) if i not in numbers), None)
+    if missing is not None:
+        raise UserError(f"routes {file}: has no arr_{missing}, but {len(found)} arrays")
+    return [found[f"arr_{i}"] for i in range(len(found))]
 
 
 def recorded(

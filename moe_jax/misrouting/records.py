@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.common.json_files import log_lines
 from moe_jax.errors import UserError
 from moe_jax.training.workdir import file_errors
 
@@ -30,22 +31,15 @@ class Log:
         """
         self._file = file
         self.records: dict[str, dict[str, Any]] = {}
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        lines = log_lines(file) if file.exists() else []
         whole = 0
         for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                self.records[record["key"]] = _numbers(record)
-            except (ValueError, KeyError, TypeError):
+            if line.values is None or not isinstance(line.values.get("key"), str):
                 if number < len(lines):
-                    raise UserError(
-                        f"{file}, line {number}: not a record: move the file away"
-                    ) from None
+                    raise UserError(f"{file}, line {number}: not a record: move the file away")
                 break
-            if not line.endswith(b"\n"):
-                self.records.pop(record["key"])
-                break
-            whole += len(line)
+            self.records[line.values["key"]] = _numbers(line.values)
+            whole += len(line.raw)
         if lines and whole < file.stat().st_size:
             with file_errors(file):
                 os.truncate(file, whole)

@@ -4,7 +4,6 @@ Users write (layer of the model, expert); a `Selection` counts layers among thos
 Letters: l layers with experts, e experts of each.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from moe_jax.common.json_files import read_object
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import OnProgress, read
@@ -114,13 +114,14 @@ def from_profile(
         prompts asked in another way; no expert is selected, no prompt is left to test on.
     """
     file = path / "profile.json" if path.is_dir() else path
-    values = _read(file)
+    missing = f"--profile: {file}: no such file; launch/profile_routing.py makes one"
+    values = read_object(file, missing=missing)
     try:
         shape = [int(m) for m in values["expert_layers"]], int(values["num_experts"])
         pairs = [(int(m), int(e)) for m, e in values["selected"]]
         numbers = [int(i) for i in values["test_prompts"]]
         mean, z = (np.asarray(values[name], np.float64) for name in ("usage_mean", "z"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not a profile ({type(error).__name__}: {error})") from None
     mine = list(config.expert_layers), _num_experts(config)
     if shape != mine:
@@ -207,20 +208,6 @@ def mean_usage(
     for one in read(lm, prompts, batch_size=batch_size, on_progress=on_progress):
         total[one.number] = usage(one.expert, experts, where=one.where, kind="share").rate
     return np.asarray(total.mean(axis=0))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"--profile: {file}: no such file; launch/profile_routing.py makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--profile: {file}: can't be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--profile: {file}: must hold one JSON object")
-    return values
 
 
 def _check_numbers(file: Path, values: dict[str, Any], numbers: list[int], prompts: int) -> None:

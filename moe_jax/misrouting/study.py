@@ -27,6 +27,7 @@ from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.study_runs import Planted, StudyRuns
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.digest import weights_digest
+from moe_jax.training import settings
 
 Progress = Callable[[int, int, str], None]
 """(runs done, runs in all, what is next)."""
@@ -135,7 +136,8 @@ def run_study(
       detail: called with what a run is doing.
 
     Raises:
-      UserError: a model without experts; no expert selected; as what is run.
+      UserError: a model without experts; no expert selected; runs that were done under other
+        settings of JAX (x64, random numbers); as what is run.
     """
     if lm.config.experts is None:
         raise UserError(f"{lm.name} has no experts: there is no routing to change")
@@ -153,6 +155,8 @@ def run_study(
     )
     _check_routes(lm, prompts, config, recorded)
     log = Log(workdir / "conditions.jsonl")
+    for key, record in log.records.items():
+        settings.check(record.get("jax", {}), f"{workdir / 'conditions.jsonl'}: {key}")
     study = StudyRuns(lm, prompts, config, log, recorded, detail)
     todo: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (runs[0].key, partial(study.condition, runs[0])),
@@ -171,7 +175,7 @@ def run_study(
         if progress is not None:
             progress(number, len(todo), key)
         free_programs()
-        log.add({"key": key, **run_it()})
+        log.add({"key": key, "jax": settings.current(), **run_it()})
     if progress is not None:
         progress(len(todo), len(todo), "")
     return [log.records[key] for key, _ in todo]

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax import losses
+from moe_jax.common.json_files import read_object
 from moe_jax.data.batches import batches
 from moe_jax.errors import UserError
 from moe_jax.gating import Routing
@@ -142,7 +143,14 @@ class ArithmeticTask(Task):
         stored = workdir / _RESULT
         if not stored.exists():
             return False
-        _print(json.loads(stored.read_text(encoding="utf-8")), Console())
+        figures = read_object(stored)
+        try:
+            _print(figures, Console())
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{stored}: not the figures of a run ({type(error).__name__}: {error}); "
+                f"launch/evaluate.py --workdir={workdir} makes it again"
+            ) from None
         return True
 
     @functools.cached_property

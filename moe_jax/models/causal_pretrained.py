@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import causal_families, causal_weights, embedded_lm, gguf_file
 from moe_jax.models.causal_config import CausalConfig
@@ -57,7 +58,7 @@ def load_lm(
     Raises:
       UserError: a file is missing, broken or not of a covered kind; one line that says which.
     """
-    folder = pathlib.Path(path)
+    folder = local_path(path, "model")
     if str(path) == DEFAULT_LM:
         folder = embedded_lm.default_lm_file()
     if folder.suffix == ".gguf" and not folder.is_dir():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import embedded_lm, gguf_file
 from moe_jax.models.tokenizer import read_json
@@ -46,7 +47,7 @@ def read_chat_template(path: str | pathlib.Path) -> ChatTemplate | None:
         isn't installed.
     """
     known = str(path) == embedded_lm.DEFAULT_LM
-    folder = embedded_lm.default_lm_file() if known else pathlib.Path(path)
+    folder = embedded_lm.default_lm_file() if known else local_path(path, "model")
     if folder.is_dir():
         return _of_folder(folder)
     if folder.suffix == ".gguf":

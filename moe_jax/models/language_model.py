@@ -2,6 +2,7 @@
 
 import pathlib
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.causal_families import CAUSAL_FAMILIES
 from moe_jax.models.causal_pretrained import PretrainedLM, load_lm
@@ -19,7 +20,7 @@ def load_language_model(path: str | pathlib.Path) -> PretrainedLM | PretrainedSw
     Raises:
       UserError: an architecture that neither covers; as they do.
     """
-    file = pathlib.Path(path) / "config.json"
+    file = local_path(path, "model") / "config.json"
     if not file.is_file():
         return load_lm(path)
     kind = read_json(file).get("model_type")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 from tokenizers import Tokenizer
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig
@@ -77,7 +78,7 @@ def find_folder(name_or_path: str) -> pathlib.Path:
             install=_INSTALL,
         )
         return file.parent
-    folder = pathlib.Path(name_or_path)
+    folder = local_path(name_or_path, "encoder")
     if not folder.is_dir():
         raise UserError(
             f"encoder {name_or_path!r} is neither {DEFAULT_ENCODER!r} nor a folder with "

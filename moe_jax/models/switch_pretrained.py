@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import switch_weights
 from moe_jax.models.switch import SwitchTransformer
@@ -59,7 +60,7 @@ def load_switch(
     Raises:
       UserError: a file is missing, broken or not of a covered kind; one line that says which.
     """
-    name, folder = str(folder), pathlib.Path(folder)
+    name, folder = str(folder), local_path(folder, "model")
     if not folder.is_dir():
         raise UserError(
             f"model {name!r} is not a folder with config.json and *.safetensors (tokenizer.json)"

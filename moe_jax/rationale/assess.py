@@ -7,11 +7,14 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common.json_files import read_object
+from moe_jax.errors import UserError
 from moe_jax.rationale import baselines, metrics
 from moe_jax.rationale.eraser import rationale_scores
 from moe_jax.rationale.faithfulness import Score, faithfulness
@@ -303,3 +306,19 @@ def from_json(stored: Mapping[str, Any]) -> Assessment:
         top_words=[[(str(w), float(s)) for w, s in part] for part in stored["top_words"]],
         samples=[text(part) for part in stored["samples"]],
     )
+
+
+def read_assessment(path: Path) -> Assessment:
+    """The assessment that a report left in a file.
+
+    Raises:
+      UserError: the file can't be read or holds none.
+    """
+    stored = read_object(path)
+    try:
+        return from_json(stored)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path}: is not an assessment ({type(error).__name__}: {error}); "
+            "evaluate the run again"
+        ) from None

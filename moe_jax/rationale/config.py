@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from moe_jax.common.paths import local
 from moe_jax.data.corpus import CorpusConfig
 from moe_jax.errors import UserError
 from moe_jax.losses import LossWeights
@@ -148,6 +149,9 @@ class RationaleConfig:
 
 
 def _validate_context(context: ContextConfig) -> None:
+    local(context.encoder, "context.encoder")
+    if context.cache is not None:
+        local(context.cache, "context.cache")
     if not context.windows:
         raise UserError("context.windows=() names no window; (12,) would be right")
     for width in context.windows:

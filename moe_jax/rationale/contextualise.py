@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised
 from moe_jax.models.pretrained import Pretrained
@@ -87,7 +88,8 @@ def contextualise(
     _check_length(pretrained, tokens, config)
     file = None
     if config.cache is not None:
-        file = Path(config.cache) / f"states-{_fingerprint(pretrained, tokens, config)}.npz"
+        name = f"states-{_fingerprint(pretrained, tokens, config)}.npz"
+        file = local_path(config.cache, "context.cache") / name
         found = _read(file, [len(i) for i in tokens.ids])
         if found is not None:
             return found

@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from moe_jax.common.json_files import (
+    check_text,
+    decode,
+    json_lines,
+    numbered_lines,
+    read_object,
+)
 from moe_jax.errors import UserError
 from moe_jax.rationale.display import display_spans, factor_names
 from moe_jax.rationale.report_sections import coloured_texts
@@ -32,24 +39,15 @@ def parse_texts(data: bytes, source: str, *, jsonl: bool = False) -> list[str]:
       UserError: not UTF-8, nothing at all, an empty line, a line that is no such object. Names
         the line.
     """
-    try:
-        whole = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{source}: line {line} is not UTF-8 (byte {data[error.start]:#04x}); convert the "
-            "file to UTF-8"
-        ) from None
-    # Not splitlines: it would also split at form feeds and at Unicode's separators.
-    lines = [line.removesuffix("\r") for line in whole.split("\n")]
-    if lines[-1] == "":
-        lines.pop()
-    if not any(line.strip() for line in lines):
+    whole = decode(data, source)
+    if not whole.strip():
         raise UserError(f"{source}: there is no text in it; give one text a line")
-    return [
-        _checked(_from_json(line, where) if jsonl else line, where)
-        for where, line in ((f"{source}: line {i}", line) for i, line in enumerate(lines, 1))
-    ]
+    if jsonl:
+        found = json_lines(whole, source, ["text"])
+        lines = ((where, check_text(values["text"], "text", where)) for where, values in found)
+    else:
+        lines = numbered_lines(whole, source)
+    return [_not_blank(text, where) for where, text in lines]
 
 
 def read_texts(path: Path) -> list[str]:
@@ -77,12 +75,9 @@ def stored_names(workdir: Path, num_factors: int) -> list[str]:
       UserError: the file is there but is no assessment of such a model.
     """
     path = workdir / "assessment.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return factor_names(num_factors)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({error}); evaluate the run again") from None
+    stored = read_object(path)
     try:
         found = len(stored["usage"])
         if found != num_factors:
@@ -93,7 +88,7 @@ def stored_names(workdir: Path, num_factors: int) -> list[str]:
         top_words = [[(str(word), float(score)) for word, score in k] for k in stored["top_words"]]
         mapping = np.array(stored["mapping"], np.int64).reshape(-1)
         return factor_names(num_factors, [str(n) for n in stored["labels"]], mapping, top_words)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise UserError(
             f"{path}: is not an assessment ({type(error).__name__}: {error}); "
             "evaluate the run again"
@@ -196,22 +191,7 @@ def _token(
     }
 
 
-def _from_json(line: str, where: str) -> str:
-    if not line.strip():
-        return line
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise UserError(f'{where} must be an object with a string "text"')
-    return record["text"]
-
-
-def _checked(text: str, where: str) -> str:
+def _not_blank(text: str, where: str) -> str:
     if not text.strip():
-        raise UserError(f"{where} is empty; give one text a line, without empty lines")
-    half = next((c for c in text if 0xD800 <= ord(c) < 0xE000), None)
-    if half is not None:
-        raise UserError(f"{where} holds U+{ord(half):04X}, half of a surrogate pair: no character")
+        raise UserError(f"{where}: no text; give one text a line, without empty lines")
     return text

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from moe_jax import losses
 from moe_jax.data.batches import batches, pad_stack
 from moe_jax.data.corpus import Corpus, Example, load_corpus, token_labels
+from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised, tokenise
 from moe_jax.models.pretrained import Pretrained, load
 from moe_jax.rationale.config import RationaleConfig
@@ -165,15 +166,13 @@ class RationaleTask(Task):
     def report(self, model: nnx.Module, workdir: Path) -> None:
         """report.html and assessment.json in `workdir`."""
         from moe_jax.rationale.report import write_report
+        from moe_jax.training import metrics
         from moe_jax.training.workdir import to_json
 
-        history = []
-        if (workdir / "metrics.jsonl").exists():
-            lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            history = [json.loads(line) for line in lines]
+        file = workdir / "metrics.jsonl"
         write_report(
             self.assessment(model),
-            history,
+            metrics.read(file) if file.exists() else [],
             workdir / "report.html",
             title="Which factor took which word",
             config_text=json.dumps(to_json(self.config), indent=2),
@@ -183,13 +182,13 @@ class RationaleTask(Task):
         """The figures beside the baselines and some coloured sentences, as `report` left them."""
         from rich.console import Console
 
-        from moe_jax.rationale.assess import from_json
+        from moe_jax.rationale.assess import read_assessment
         from moe_jax.rationale.report import print_summary
 
         stored = workdir / "assessment.json"
         if not stored.exists():
             return False
-        print_summary(from_json(json.loads(stored.read_text(encoding="utf-8"))), Console())
+        print_summary(read_assessment(stored), Console())
         return True
 
     # What a trained model says about texts
@@ -257,7 +256,15 @@ class RationaleTask(Task):
 
     @functools.cached_property
     def _tokens(self) -> list[tuple[Tokenised, np.ndarray]]:
-        return [self._pieces([e.text for e in part]) for part in self.corpus[:2]]
+        found = [self._pieces([e.text for e in part]) for part in self.corpus[:2]]
+        for (tokens, _), part in zip(found, ("training", "test"), strict=True):
+            if tokens.ids and not any(len(ids) for ids in tokens.ids):
+                raise UserError(
+                    f"data.path={self.config.data.path}: no {part} text has a token: all their "
+                    "characters are ones that the encoder's tokenizer leaves out, such as white "
+                    "space and control characters; give texts with words"
+                )
+        return found
 
     @functools.cached_property
     def _contexts(self) -> list[Contextual]:

@@ -2,8 +2,8 @@
 
     checkpoints/400/model/       trained leaves and the rest of the model   (Orbax)
     checkpoints/400/optimizer/   optimizer, PRNG key, step and guard counts (Orbax)
-    checkpoints/400/run.json     config, data position, metric sums, shapes, and the SHA-256 of
-                                 every other file
+    checkpoints/400/run.json     config, JAX's settings, data position, metric sums, shapes, and the
+                                 SHA-256 of every other file
 
 A checkpoint is written as `400.partial` and renamed when it is complete. What is restored is, in
 this order: the newest step whose files all have their SHA-256; with a warning, the one before it,
@@ -22,8 +22,9 @@ import jax
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
-from moe_jax.training import hosts, seal
+from moe_jax.training import hosts, seal, settings
 from moe_jax.training.retention import Best, Figures
 from moe_jax.training.state import Parts, TrainState, abstract_model
 from moe_jax.training.task import Task
@@ -126,6 +127,24 @@ def set_aside_newer(folder: Path, step: int) -> None:
             (folder / str(later)).rename(aside)
 
 
+def check_settings(found: Found) -> None:
+    """That a run goes on under the settings of JAX that it was begun with.
+
+    Raises:
+      UserError: one that changes results differs.
+    """
+    theirs = found.run.get("jax")
+    if theirs is None:
+        # Checkpoints of older versions tell of the key's kind alone.
+        kind = found.run["arrays"]["optimizer"].get("key", "").removesuffix("[]")
+        known = {
+            str(jax.random.key(0, impl=name).dtype): name
+            for name in ("threefry2x32", "rbg", "unsafe_rbg")
+        }
+        theirs = {"jax_default_prng_impl": known[kind]} if kind in known else {}
+    settings.check(theirs, f"checkpoint {found.path}")
+
+
 def restore_state(
     found: Found, like: TrainState, shardings: TrainState | None = None
 ) -> TrainState:
@@ -168,7 +187,7 @@ def restore_model_at(
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it is of another model.
     """
-    folder = Path(workdir) / "checkpoints"
+    folder = local_path(workdir, "workdir") / "checkpoints"
     found = find(folder, which)
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from flax import nnx
 
+from moe_jax.common.json_files import read_object
+from moe_jax.errors import UserError
 from moe_jax.training.metrics import Number, evaluation_at
 from moe_jax.training.task import Task
 from moe_jax.training.workdir import finite_or_none, write_atomically
@@ -28,3 +30,21 @@ def write_evaluation(
     text = json.dumps({"step": step, "figures": values}, indent=2, allow_nan=False)
     write_atomically(workdir / "evaluation.json", text + "\n")
     return values
+
+
+def read_evaluation(workdir: Path) -> dict[str, float | None]:
+    """The figures that `write_evaluation` wrote.
+
+    Raises:
+      UserError: they can't be read.
+    """
+    path = workdir / "evaluation.json"
+    figures = read_object(path).get("figures")
+    if not isinstance(figures, dict) or any(
+        isinstance(value, bool) or not isinstance(value, int | float | None)
+        for value in figures.values()
+    ):
+        raise UserError(
+            f"{path}: holds no figures; launch/evaluate.py --workdir={workdir} makes it again"
+        )
+    return figures

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from moe_jax.errors import UserError
+from moe_jax.training import settings
 from moe_jax.training.workdir import first_difference
 
 Value = TypeVar("Value")
@@ -156,7 +157,7 @@ def check_alike(config: dict[str, Any]) -> None:
       UserError: one has not; on every process, naming the first difference.
     """
     versions = {"python": platform.python_version(), "jax": jax.__version__}
-    mine = {"config": config, "versions": versions}
+    mine = {"config": config, "versions": versions, "settings": settings.current()}
     every = [json.loads(text) for text in gather_texts(json.dumps(mine))]
     for i, other in enumerate(every):
         difference = first_difference(every[0], other, may_differ=())

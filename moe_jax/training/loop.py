@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.training import checkpoint, hosts
 from moe_jax.training import workdir as folders
@@ -52,13 +53,14 @@ def train(
     `jax.config.jax_debug_nans` the first NaN stops the run, with a traceback of where it arose.
 
     Raises:
-      UserError: a bad config, a workdir of another run, a full disk, steps to profile that are
-        not to be made.
+      UserError: a bad config, a workdir of another run or of one that was begun under other
+        settings of JAX (x64, random numbers), a full disk, steps to profile that are not to be
+        made.
       Diverged: `max_bad_steps` steps in a row were not finite; says where.
       Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint left.
     """
     config.validate()
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "workdir")
     with hosts.first_holds(folders.lock(workdir)):
         hosts.check_alike(folders.to_json(config))
         run = _start(task, config, workdir)
@@ -85,6 +87,7 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
         state = spread(state, layout.shardings(optimizer, state))
         return _Run(task, config, workdir, parts, layout, state)
     folders.check_same(workdir, found.run["config"]["train"], folders.to_json(config), "train")
+    checkpoint.check_settings(found)
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)
     like = jax.eval_shape(lambda p, r: first_state(p, r, optimizer, step_key), params, rest)

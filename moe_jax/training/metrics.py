@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from moe_jax.common.json_files import LogLine, log_lines
 from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.workdir import file_errors, finite_or_none, write_atomically
@@ -90,10 +91,10 @@ def truncate(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = log_lines(path)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        write_atomically(path, "".join(kept))
+        write_atomically(path, b"".join(line.raw for line in kept).decode())
 
 
 def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
@@ -112,15 +113,12 @@ def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; one that was left half-written is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+    lines = log_lines(path)
+    return [line.values for line in lines if line.values is not None and _step_of(line) < math.inf]
 
 
-def _step_of(line: str) -> Number:
-    try:
-        step = json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _step_of(line: LogLine) -> Number:
+    step = math.inf if line.values is None else line.values.get("step")
     return step if isinstance(step, int) else math.inf
 
 

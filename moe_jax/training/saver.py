@@ -11,7 +11,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.errors import UserError
-from moe_jax.training import hosts, seal
+from moe_jax.training import hosts, seal, settings
 from moe_jax.training.checkpoint import (
     DELETED,
     PARTIAL,
@@ -33,12 +33,14 @@ class RunRecord:
       data: the position of the data iterator, from its get_state.
       window: the metric sums since the last line of metrics.jsonl.
       figures: of the evaluation at this step, if there was one.
+      jax: the settings that results depend on (`settings.current`).
     """
 
     config: dict[str, Any]
     data: Any
     window: dict[str, Any]
     figures: Figures = dataclasses.field(default_factory=dict)
+    jax: dict[str, str] = dataclasses.field(default_factory=settings.current)
 
 
 class Saver:

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_jax.common.json_files import parse, read_object
+from moe_jax.errors import UserError
+
 
 class Damaged(Exception):
     """The files of a checkpoint are not those that were written."""
@@ -41,12 +44,12 @@ def record(folder: Path) -> dict[str, Any]:
       Damaged: it was changed, or can't be read.
     """
     try:
-        sealed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        sealed = read_object(folder / "run.json")
         body, digest = sealed["run"], sealed["sha256"]
         if hashlib.sha256(body.encode()).hexdigest() != digest:
             raise Damaged("run.json was changed")
-        return json.loads(body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return dict(parse(body, "run"))
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"run.json can't be read: {error}") from error
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moe_jax.common.json_files import read_object, shown
 from moe_jax.errors import UserError
 
 Config = TypeVar("Config")
@@ -36,7 +37,7 @@ def from_json(kind: type[Config], values: Json, path: str = "config") -> Config:
       UserError: an unknown or missing field, or a value of another type; names its dotted path.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path}={values!r}: must be an object of fields")
+        raise UserError(f"{path}={shown(values)}: must be an object of fields")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     given = dict(values)
@@ -118,16 +119,8 @@ def load(workdir: Path) -> dict[str, Json]:
     Raises:
       UserError: there is none, or it is not a JSON object.
     """
-    target = workdir / "config.json"
-    try:
-        values = json.loads(target.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"workdir {workdir}: no config.json, so no run was started here") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{target}: can't be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{target}: must hold one JSON object")
-    return values
+    missing = f"workdir {workdir}: no config.json, so no run was started here"
+    return read_object(workdir / "config.json", missing=missing)
 
 
 def first_difference(
@@ -226,10 +219,11 @@ def _value(hint: Any, value: Json, path: str) -> Any:
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, path)
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif hint is Any or type(value) is hint or (value is None and hint is type(None)):
         return value
-    raise UserError(f"{path}={value!r}: must be {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{path}={shown(value)}: must be {getattr(hint, '__name__', hint)}")
 
 
 def _items(arguments: tuple[Any, ...], values: list[Json], path: str) -> list[Any]:
@@ -237,7 +231,7 @@ def _items(arguments: tuple[Any, ...], values: list[Json], path: str) -> list[An
         arguments = arguments[:1]
     hints = arguments * len(values) if len(arguments) == 1 else arguments
     if len(hints) != len(values):
-        raise UserError(f"{path}={values!r}: must have {len(hints)} values")
+        raise UserError(f"{path}={shown(values)}: must have {len(hints)} values")
     return [
         _value(hint, value, f"{path}[{i}]")
         for i, (hint, value) in enumerate(zip(hints, values, strict=True))

@@ -153,23 +153,27 @@ class TestHoldOut:
 
 
 LINES = [
-    ("a.txt", b"one\n\ntwo\n", "a.txt:2: empty line"),
-    ("a.txt", b"one\ntwo\n  \n", "a.txt:3: empty line"),
-    ("a.txt", b"one\n\xff\xfe\n", "a.txt:2: not UTF-8 (byte 0xff)"),
+    ("a.txt", b"one\n\ntwo\n", "a.txt, line 2: empty line"),
+    ("a.txt", b"one\ntwo\n  \n", "a.txt, line 3: empty line"),
+    ("a.txt", b"one\n\xff\xfe\n", "a.txt, line 2: not UTF-8 (byte 0xff)"),
     ("a.txt", b"", "a.txt: no text in it"),
     ("a.txt", b"only\n", "only one distinct text"),
     ("a.txt", b"same\nsame\n", "only one distinct text"),
     ("a.md", b"# Title\n\n", "a.md: no text in it"),
     ("a.csv", b"one\n", "has suffix '.csv'; supported are .jsonl, .txt, .md"),
     ("a.jsonl", b"", "a.jsonl: no text in it"),
-    ("a.jsonl", b'{"text": "a"}\n\n', "a.jsonl:2: empty line"),
-    ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON"),
-    ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON"),
-    ("a.jsonl", b'["a"]\n', "a.jsonl:1: a list, not an object"),
-    ("a.jsonl", b'{"txt": "a"}\n', "a.jsonl:1: no \"text\" in the object (its keys: ['txt'])"),
-    ("a.jsonl", b'{"text": 3}\n', 'a.jsonl:1: "text" must be a string'),
-    ("a.jsonl", b'{"text": " "}\n', 'a.jsonl:1: "text" must be a string that is not blank'),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', 'a.jsonl:1: "text" holds half a surrogate pair'),
+    ("a.jsonl", b'{"text": "a"}\n\n', "a.jsonl, line 2: empty line"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl, line 1: not JSON"),
+    ("a.jsonl", b'["a"]\n', "a.jsonl, line 1: must be an object with text, not a list"),
+    ("a.jsonl", b'{"txt": "a"}\n', "a.jsonl, line 1: has no 'text' (it has ['txt'])"),
+    ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: text=3 must be a text"),
+    ("a.jsonl", b'{"text": " "}\n', "a.jsonl, line 1: text=' ' must not be blank"),
+    (
+        "a.jsonl",
+        b'{"text": "\\ud800"}\n',
+        r"a.jsonl, line 1: text holds \ud800, half of a surrogate pair",
+    ),
 ]
 SPANS = [
     ("3", '"spans" must be a list'),
@@ -192,7 +196,7 @@ LABELS = [
     ('{"a": 1}', "labels.json: must be a list of names"),
     ('["a", 2]', "labels.json: must be a list of names"),
     ('["a", "a"]', "labels.json: names a label twice"),
-    ('["a"]', "train.jsonl:2: label 1 is out of range; labels.json has 1 labels"),
+    ('["a"]', "train.jsonl, line 2: label 1 is out of range; labels.json has 1 labels"),
 ]
 
 
@@ -218,7 +222,7 @@ class TestBadInput:
             f'{{"text": "one"}}\n{{"text": "four", "spans": {spans}}}\n'
         )
         message = error_of(tmp_path / "a.jsonl")
-        assert message.startswith(f"{tmp_path / 'a.jsonl'}:2: ")
+        assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 2: ")
         assert expected in message
 
     @pytest.mark.parametrize("labels, expected", LABELS)
@@ -231,7 +235,7 @@ class TestBadInput:
     def test_a_name_that_is_not_in_labels_json(self, tmp_path):
         path = write(tmp_path / "a.jsonl", {"text": "b", "spans": [[0, 1, "z"]]})
         (tmp_path / "labels.json").write_text('["a"]')
-        assert f"{path}:1: label 'z' is not in labels.json" in error_of(path)
+        assert f"{path}, line 1: label 'z' is not in labels.json" in error_of(path)
 
     def test_no_such_file(self, tmp_path):
         expected = f"{tmp_path / 'none.txt'}: no such file or folder"
@@ -251,10 +255,10 @@ class TestBadInput:
         (tmp_path / "sub").mkdir()
         (tmp_path / "a.txt").write_text("fine\n")
         (tmp_path / "sub" / "b.txt").write_bytes(b"fine\n\xc3\n")
-        assert error_of(tmp_path).startswith(f"{tmp_path / 'sub' / 'b.txt'}:2: not UTF-8")
+        assert error_of(tmp_path).startswith(f"{tmp_path / 'sub' / 'b.txt'}, line 2: not UTF-8")
 
     def test_a_file_that_cannot_be_read(self, tmp_path):
         (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
         (tmp_path / "a.txt").write_text("fine\n")
-        assert "loop.txt: cannot be read" in error_of(tmp_path)
+        assert "loop.txt: can't be read" in error_of(tmp_path)
         assert os.path.lexists(tmp_path / "loop.txt")

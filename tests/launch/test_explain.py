@@ -99,8 +99,8 @@ def test_html_on_the_screen(workdir, monkeypatch, capfdbinary):
     [
         (["--input=no.txt"], b"", "error: --input=no.txt: no such file"),
         ([], b"", "error: standard input: there is no text in it; give one text a line"),
-        ([], b"a\n\nb\n", "error: standard input: line 2 is empty"),
-        ([], b"\xff\xfe", "error: standard input: line 1 is not UTF-8"),
+        ([], b"a\n\nb\n", "error: standard input, line 2: no text"),
+        ([], b"\xff\xfe", "error: standard input, line 1: not UTF-8"),
         (["--format=xml"], b"a", "error: --format=xml: must be one of text, json, html"),
         (["--output=no/such/x.html"], b"a", "error: --output=no/such/x.html: there is no folder"),
         (["--inptu=x"], b"a", "error: Unknown command line flag 'inptu'"),

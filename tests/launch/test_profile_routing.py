@@ -170,19 +170,13 @@ LINES = [
 
 
 def test_gsm8k_lines_by_hand(gsm8k):
-    first, second = (gsm8k.prompt_from(json.dumps(line), i) for i, line in enumerate(LINES))
+    first, second = (gsm8k.prompt_from(line, "x") for line in LINES)
     assert first == Prompt("Question: Two and two?\n", 2.0, "4", "gsm8k", "2+2=4.\nSo it is 4.\n")
     assert second == Prompt("Question: A lot?\n", 1.0, "2000", "gsm8k", "It is 1000*2 = $2,000.\n")
     assert gsm8k.choose([first, second, first], [1, 2], 1) == [second, first]
-    for bad in (
-        "{}",
-        "3",
-        "{",
-        '{"question": "a", "answer": "b"}',
-        '{"question": 1, "answer": "#### 2"}',
-    ):
-        with pytest.raises(UserError, match="line 7"):
-            gsm8k.prompt_from(bad, 7)
+    for bad in ({"question": "a", "answer": "b"}, {"question": 1, "answer": "#### 2"}):
+        with pytest.raises(UserError, match=r"^f, line 7: "):
+            gsm8k.prompt_from(bad, "f, line 7")
 
 
 def test_gsm8k_as_a_script(gsm8k, tmp_path, capsys):

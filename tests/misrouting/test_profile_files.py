@@ -109,7 +109,7 @@ def test_the_table_of_prompts(stored):
     [
         (None, "no such file; launch/profile_routing.py --workdir="),
         ("{", "can't be read"),
-        ("[]", "not a profile"),
+        ("[]", "must hold one JSON object, not a list"),
         ("{}", "not a profile"),
         ('{"profile": {"model": 3}}', "not a profile"),
     ],

@@ -134,7 +134,7 @@ def test_files_refused(tmp_path):
         ("object.npy", "object.npy: routes can't be read: .*pickle"),
         ("object.npz", "object.npz: routes can't be read: .*pickle"),
         ("two.npz", "two.npz: routes: the .npz must hold one array, it holds a, b"),
-        ("cut.json", "cut.json: routes can't be read: Expecting"),
+        ("cut.json", "cut.json: routes: not JSON \\(Expecting"),
         ("dict.json", "dict.json: routes holds object"),
         ("text.npy", "text.npy: routes can't be read"),
         ("text.npz", "text.npz: routes can't be read"),

@@ -39,15 +39,15 @@ def test_jsonl_lines_hold_texts():
     [
         (b"", False, "x: there is no text in it; give one text a line"),
         (b"\n\n  \n", False, "x: there is no text in it; give one text a line"),
-        (b"a\n\nb\n", False, "x: line 2 is empty; give one text a line, without empty lines"),
-        (b"a\n \t\n", False, "x: line 2 is empty; give one text a line, without empty lines"),
-        (b"ok\ncaf\xe9\n", False, "x: line 2 is not UTF-8 (byte 0xe9); convert the file to UTF-8"),
-        (b"{\n", True, "x: line 1 is not JSON"),
-        (b'{"text": "a"}\n"b"\n', True, 'x: line 2 must be an object with a string "text"'),
-        (b'{"text": 3}\n', True, 'x: line 1 must be an object with a string "text"'),
-        (b'{"text": " "}\n', True, "x: line 1 is empty"),
-        (b'{"text": "\\ud800"}\n', True, "x: line 1 holds U+D800, half of a surrogate pair"),
-        (b"[" * 100_000, True, "x: line 1 is not JSON"),
+        (b"a\n\nb\n", False, "x, line 2: no text; give one text a line, without empty lines"),
+        (b"a\n \t\n", False, "x, line 2: no text; give one text a line, without empty lines"),
+        (b"ok\ncaf\xe9\n", False, "x, line 2: not UTF-8 (byte 0xe9); save it as UTF-8"),
+        (b"{\n", True, "x, line 1: not JSON"),
+        (b'{"text": "a"}\n"b"\n', True, "x, line 2: must be an object with text, not a text"),
+        (b'{"text": 3}\n', True, "x, line 1: text=3 must be a text"),
+        (b'{"text": " "}\n', True, "x, line 1: no text"),
+        (b'{"text": "\\ud800"}\n', True, r"x, line 1: text holds \ud800, half of a surrogate pair"),
+        (b"[" * 100_000, True, "x, line 1: not JSON"),
     ],
 )
 def test_bad_input_is_one_clear_line(data, jsonl, said):
@@ -136,7 +136,7 @@ def test_names_need_no_assessment(tmp_path):
     "content, said",
     [
         ("{", "can't be read"),
-        ("[]", "is not an assessment"),
+        ("[]", "must hold one JSON object, not a list"),
         ('{"usage": [0.5, 0.5]}', "is not an assessment"),
         (
             '{"usage": [1.0, 0.0, 0.0], "labels": []}',

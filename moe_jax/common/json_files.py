@@ -1,0 +1,221 @@
+r"""JSON in files, from users and from our own runs: one reader of lines, one of whole files.
+
+What is wrong is a UserError of one line that names the file, the line and the field. Only "\n" and
+"\r\n" end a line: other separators (U+2028, U+2029, U+0085, form feeds) may be in a text. A byte
+order mark is passed over. NaN and Infinity are read, as Python's and pandas' writers make them: who
+uses a number says whether it must be finite.
+"""
+
+import collections
+import json
+import reprlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moe_jax.errors import UserError
+
+_BYTE_ORDER_MARK = "\ufeff"
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+_short.maxlong = 40
+_short.maxlevel = 3
+
+
+class LogLine(NamedTuple):
+    """A line of a file that our own runs append to.
+
+    Attributes:
+      raw: as it is in the file, its line end included.
+      values: its object; None where it holds none, or where its line end was cut off.
+    """
+
+    raw: bytes
+    values: dict[str, Any] | None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+      UserError: it can't be read, or isn't UTF-8 (names the line).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
+    return decode(data, str(path))
+
+
+def decode(data: bytes, source: str) -> str:
+    """UTF-8 as text, without its byte order mark.
+
+    Raises:
+      UserError: it isn't UTF-8; names `source` and the line.
+    """
+    try:
+        return data.decode("utf-8").removeprefix(_BYTE_ORDER_MARK)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{source}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def numbered_lines(text: str, source: str) -> Iterator[tuple[str, str]]:
+    """Each line with where it is, "SOURCE, line N"; a line end at the end begins no line."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        yield f"{source}, line {number}", line.removesuffix("\r")
+
+
+def json_lines(
+    text: str, source: str, fields: Sequence[str], *, skip_empty: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's JSON object with where it is, "SOURCE, line N": the reader of JSON lines.
+
+    Args:
+      text: of the file, as `read_text` or `decode` gives it.
+      source: the file's name.
+      fields: names that each object must have.
+      skip_empty: pass over lines of white space alone; else they are errors.
+
+    Raises:
+      UserError: a line that is empty, no JSON object, or one without such a field.
+    """
+    for where, line in numbered_lines(text, source):
+        if not line.strip():
+            if skip_empty:
+                continue
+            raise UserError(f"{where}: empty line; each line must hold one object")
+        # Files with a mark that were joined have one within.
+        values = parse(line.removeprefix(_BYTE_ORDER_MARK), where)
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{where}: must be an object with {', '.join(fields)}, not {_kind(values)}"
+            )
+        for name in fields:
+            if name not in values:
+                raise UserError(f"{where}: has no {name!r} (it has {shown(sorted(values))})")
+        yield where, values
+
+
+def log_lines(path: Path) -> list[LogLine]:
+    """The lines of a file that our own runs append to, whatever a kill left of them.
+
+    Raises:
+      UserError: the file can't be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
+    lines = [line + b"\n" for line in data.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return [LogLine(line, _object_or_none(line)) for line in lines if line]
+
+
+def read_object(path: Path, *, missing: str | None = None) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+      path: the file.
+      missing: what to say if there is no such file.
+
+    Raises:
+      UserError: it can't be read or holds no JSON object.
+    """
+    if missing is not None and not path.exists():
+        raise UserError(missing)
+    text = read_text(path)
+    try:
+        values = _loads(text)
+    except _NotJson as error:
+        raise UserError(f"{path}: can't be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold one JSON object, not {_kind(values)}")
+    return values
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      UserError: it isn't JSON, an object has a name twice, a number has too many digits, or it is
+        nested too deeply; begins with `where`.
+    """
+    try:
+        return _loads(text)
+    except _NotJson as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+
+
+def check_text(value: Any, name: str, where: str) -> str:
+    """The value of a field that must be a text.
+
+    Args:
+      value: as JSON had it.
+      name: of the field.
+      where: "FILE, line N".
+
+    Raises:
+      UserError: it isn't one, or holds half a surrogate pair: no file can be written with that.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name}={shown(value)} must be a text")
+    half = next((c for c in value if "\ud800" <= c <= "\udfff"), None)
+    if half is not None:
+        raise UserError(
+            f"{where}: {name} holds \\u{ord(half):04x}, half of a surrogate pair and no "
+            "character: write the whole character, or leave it out"
+        )
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: in short, whatever it is."""
+    return _short.repr(value)
+
+
+class _NotJson(Exception):
+    """Why a text can't be read as JSON."""
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        raise _NotJson(f"{error.msg}, {line}column {error.colno}") from None
+    except RecursionError:
+        raise _NotJson("nested too deeply") from None
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise _NotJson(f"a whole number of more than {most:,} digits") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        count = collections.Counter(name for name, _ in pairs)
+        raise _NotJson(f"an object has the name {shown(count.most_common(1)[0][0])} twice")
+    return found
+
+
+def _object_or_none(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        values = parse(decode(line, ""), "")
+    except UserError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, as an error says it."""
+    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
