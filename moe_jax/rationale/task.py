@@ -257,13 +257,12 @@ class RationaleTask(Task):
     @functools.cached_property
     def _tokens(self) -> list[tuple[Tokenised, np.ndarray]]:
         found = [self._pieces([e.text for e in part]) for part in self.corpus[:2]]
-        for (tokens, _), part in zip(found, ("training", "test"), strict=True):
-            if tokens.ids and not any(len(ids) for ids in tokens.ids):
-                raise UserError(
-                    f"data.path={self.config.data.path}: no {part} text has a token: all their "
-                    "characters are ones that the encoder's tokenizer leaves out, such as white "
-                    "space and control characters; give texts with words"
-                )
+        if not any(len(ids) for ids in found[0][0].ids):
+            raise UserError(
+                f"data.path={self.config.data.path}: no text to train on has a token: all their "
+                "characters are ones that the encoder's tokenizer leaves out, such as white space "
+                "and control characters; give texts with words"
+            )
         return found
 
     @functools.cached_property

@@ -188,6 +188,11 @@ SPANS = [
     ("[[-1, 2, 0]]", "is out of range"),
     ("[[2, 4, 0], [0, 3, 1]]", "spans [0, 3, 1] and [2, 4, 0] overlap"),
     ("[[0, 1, -1]]", "label -1 is negative"),
+    ('[[0, 1, "\\udfff"]]', r"the label of a span holds \udfff, half of a surrogate pair"),
+    (f"[[0, 1, 1{'0' * 400}]]", "is above 9999; use names instead"),
+    (f"[[0, {'9' * 4000}, 0]]", "is out of range; the text has 4 characters"),
+    ("[[0, 1e400, 0]]", "must be two whole numbers and a label"),
+    (f"{'[' * 900}{']' * 900}", "span [[[...]]] must be [start, end, label]"),
     ("[[0, 1, 1000000]]", "label 1000000 is above 9999; use names instead"),
     ('[[0, 1, 1], [1, 2, "x"]]', "label 1 is a number where others are names"),
 ]
@@ -196,6 +201,9 @@ LABELS = [
     ('{"a": 1}', "labels.json: must be a list of names"),
     ('["a", 2]', "labels.json: must be a list of names"),
     ('["a", "a"]', "labels.json: names a label twice"),
+    ('["a", "\\ud800"]', r"labels.json: a name holds \ud800, half of a surrogate pair"),
+    ("[" * 100_000, "labels.json: not JSON (nested too deeply)"),
+    (f"[{'7' * 5000}]", "labels.json: not JSON (a whole number of more than 4,300 digits)"),
     ('["a"]', "train.jsonl, line 2: label 1 is out of range; labels.json has 1 labels"),
 ]
 
@@ -262,3 +270,19 @@ class TestBadInput:
         (tmp_path / "a.txt").write_text("fine\n")
         assert "loop.txt: can't be read" in error_of(tmp_path)
         assert os.path.lexists(tmp_path / "loop.txt")
+
+    def test_a_path_elsewhere(self):
+        for name in ("gs://bucket/a.txt", "~nobody-here/a.txt"):
+            with pytest.raises(UserError, match=r"^corpus\.path="):
+                CorpusConfig(path=name).validate()
+
+
+def test_jsonl_of_other_editors(tmp_path, monkeypatch):
+    """A byte order mark, carriage returns, and separators within texts; a path below the user's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = ['{"text": "a\u2028b\x85c"}', '{"text": "d", "spans": [[0, 1, "\u2029"]], "n": NaN}']
+    data = b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode()
+    (tmp_path / "a.jsonl").write_bytes(data)
+    (tmp_path / "labels.json").write_bytes(b'\xef\xbb\xbf["\xe2\x80\xa9"]\r\n')
+    corpus = load("~/a.jsonl", test_fraction=0.0)
+    assert corpus == ([Example("a\u2028b\x85c"), Example("d", ((0, 1, 0),))], [], ["\u2029"])

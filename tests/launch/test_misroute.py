@@ -122,7 +122,8 @@ def test_a_finished_study_is_only_shown(run, capsys, monkeypatch):
     assert (workdir / "misroute.html").read_bytes() == before
 
 
-def test_recorded_routes_are_those_of_the_tested_prompts(given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [False, True])
+def test_recorded_routes_are_those_of_the_tested_prompts(given, tmp_path, monkeypatch, whole):
     """The profile picks prompts 5, 0 and 2 of the file; so do the routes."""
     seen = {}
 
@@ -132,6 +133,8 @@ def test_recorded_routes_are_those_of_the_tested_prompts(given, tmp_path, monkey
 
     monkeypatch.setattr(study, "run_study", run_study)
     routes = [np.full((5, 1, 3), [i % 6, (i + 1) % 6, (i + 2) % 6]) for i in range(6)]
+    if whole:  # a row for the layer without experts too
+        routes = [np.pad(one, ((0, 0), (1, 0), (0, 0))) for one in routes]
     np.savez(tmp_path / "routes.npz", *routes)
     more = (profile(tmp_path), "--interventions=replay", f"--routes={tmp_path / 'routes.npz'}")
     assert call(*flags(given, tmp_path / "run", *more)) == 130

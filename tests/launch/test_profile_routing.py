@@ -15,6 +15,7 @@ from moe_jax.misrouting.prompts import Prompt, read_prompts, write_prompts
 from moe_jax.misrouting.reading import read
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import small_lm, small_switch_lm
+from tests.models import small_causal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -203,3 +204,89 @@ def test_a_switch_transformer(given, tmp_path, capsys, more, stack):
     else:
         np.testing.assert_allclose(whole, 1, rtol=1e-5)
     assert stack in (tmp_path / "run" / "profile.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_gsm8k_with_separators_within_its_texts(gsm8k, tmp_path, capsys, mark, escaped):
+    row = {"question": "A\u2028b\u0085c?", "answer": "1+1\u2028=2\r\n2+1\u2029\x0c=3\n#### 3"}
+    text = mark + f"{json.dumps(row, ensure_ascii=escaped)}\r\n" * 2
+    (tmp_path / "in").write_bytes(text.encode())
+    assert gsm8k.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "difficulty 2: 2\n"
+    assert (
+        read_prompts(tmp_path / "out")
+        == [
+            Prompt(
+                "Question: A\u2028b\u0085c?\n", 2.0, "3", "gsm8k", "1+1\u2028=2\n2+1\u2029\x0c=3\n"
+            )
+        ]
+        * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"question": "\\ud83d", "answer": "a\\n#### 1"}', r"question holds \ud83d, half"),
+        ('{"question": "a", "answer": "\\udfff\\n#### 1"}', r"answer holds \udfff, half"),
+        (f'{{"question": "a", "answer": "b", "id": {"7" * 5000}}}', "4,300 digits"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{}", "has no 'question'"),
+        ("3", "must be an object with question, answer, not a number"),
+    ],
+)
+def test_gsm8k_lines_that_are_wrong(gsm8k, tmp_path, capsys, line, says):
+    (tmp_path / "in").write_text(f"{json.dumps(LINES[0])}\n\n{line}\n")
+    assert gsm8k.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'in'}, line 3: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_a_character_stops_it_before_anything_is_read(given, tmp_path, capsys):
+    row = {"prompt": "1+2=", "difficulty": 1, "answer": "3", "group": "set \ud83d"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    assert call(*flags(("nowhere", tmp_path / "p.jsonl"), tmp_path / "run")) == 2
+    assert f"{tmp_path / 'p.jsonl'}, line 1: group holds \\ud83d" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_in_flags(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(given[0].parent))
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "prompts", "workdir", "compare", "routes"):
+        assert call(*flags(given, tmp_path / "run", f"--{name}=gs://bucket/x")) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: --{name}=gs://bucket/x: must be a file or folder of this")
+    assert call(*flags(given, tmp_path / "run", "--system=\udcff")) == 2
+    assert "holds bytes that are not UTF-8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    mine = flags(("~/model", "~/prompts.jsonl"), "~/run", "--permutations=99")
+    assert call(*mine) == 0, capsys.readouterr().err
+    assert (given[0].parent / "run" / "profile.json").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_routes_with_a_row_for_every_layer(tmp_path, capsys):
+    """As engines record them: zeros where a layer has no experts."""
+    kind = small_causal.CONFIGS["qwen3_moe"]
+    model, rng = small_lm.write(tmp_path / "model", "qwen3_moe"), np.random.default_rng(0)
+    prompts = [Prompt(f"{i % 10}+{i // 2}=", 1.0 + i % 2, "1") for i in range(16)]
+    write_prompts(prompts, tmp_path / "prompts.jsonl")
+    k, experts = kind["num_experts_per_tok"], kind["num_experts"]
+    chosen = [
+        np.stack([rng.permutation(experts)[:k] for _ in p.text])[:, None].astype(np.uint8)
+        for p in prompts
+    ]
+    np.savez(tmp_path / "some.npz", *chosen)
+    np.savez(tmp_path / "all.npz", *(np.pad(a, ((0, 0), (1, 0), (0, 0))) for a in chosen))
+    for name in ("some", "all"):
+        more = ("--permutations=99", f"--routes={tmp_path / name}.npz")
+        mine = flags((model, tmp_path / "prompts.jsonl"), tmp_path / name, *more)
+        assert call(*mine) == 0, capsys.readouterr().err
+    for name in ("profile.csv", "usage.csv"):
+        assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "some" / name).read_bytes()
+    assert read_profile(tmp_path / "all").model.expert_layers == (1,)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -156,3 +157,45 @@ def test_another_config_in_the_same_folder_is_refused(encoder, corpus, workdir, 
     assert launch(train.main, *given) == 2
     assert "model.temperature=0.5, not 0.3" in capsys.readouterr().err
     assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_addresses_and_homes(encoder, corpus, tmp_path, monkeypatch, capsys):
+    """An address is refused before anything is made; "~" is the user's home in every path."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "home" / "corpus").symlink_to(corpus)
+    (tmp_path / "home" / "bert").symlink_to(encoder)
+    mine = flags("~/bert", "~/corpus", "~/run", "--config.context.cache=~/cache")
+    for more, name in (
+        ("--workdir=gs://bucket/run", "--workdir"),
+        ("--config.data.path=s3://bucket/texts.jsonl", "data.path"),
+        ("--config.context.cache=gs://bucket/states", "context.cache"),
+        ("--config.context.encoder=hf://bert", "context.encoder"),
+        ("--workdir=~nobody-here/run", "--workdir"),
+    ):
+        assert launch(train.main, *mine, more) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"error: {name}={more.split('=', 1)[1]}: ")
+        assert captured.err.count("\n") == 1
+        assert sorted(p.name for p in (tmp_path / "home").iterdir()) == ["bert", "corpus"]
+    assert launch(train.main, *mine) == 0
+    assert launch(evaluate.main, "--workdir=~/run") == 0
+    (tmp_path / "home" / "in.txt").write_text("a b\n")
+    explained = ("--workdir=~/run", "--input=~/in.txt", "--output=~/out.json", "--format=json")
+    assert launch(explain.main, *explained) == 0
+    names = ["bert", "cache", "corpus", "in.txt", "out.json", "run"]
+    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == names
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("name", ["assessment.json", "evaluation.json"])
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]", '{"figures": 3, "usage": [1]}'])
+def test_a_damaged_result_is_one_line(encoder, corpus, workdir, tmp_path, capsys, name, content):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    assert launch(train.main, *flags(encoder, corpus, tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'run' / name}")
+    assert err.count("\n") == 1

@@ -50,6 +50,31 @@ def test_reads_numbers_as_answers_and_passes_over_empty_lines(tmp_path):
         ('{"prompt": "a", "difficulty": 1, "answer": null}', "answer=None"),
         ('{"prompt": "a", "difficulty": 1, "answer": "b", "group": 7}', "group=7"),
         ('{"prompt": "", "difficulty": 1, "answer": "b"}', "prompt is empty"),
+        (f'{{"prompt": "a", "difficulty": 1{"0" * 400}, "answer": "b"}}', "it is too large"),
+        (
+            '{"prompt": "a", "difficulty": -1e400, "answer": "b"}',
+            "difficulty=-inf must be a number",
+        ),
+        (
+            f'{{"prompt": "a", "difficulty": {"[" * 900 + "]" * 900}, "answer": "b"}}',
+            "difficulty=[",
+        ),
+        ('{"prompt": "a", "difficulty": 1, "answer": Infinity}', "answer=inf must be a text or a"),
+        ('{"prompt": "a\\ud83d", "difficulty": 1, "answer": "b"}', "prompt holds \\ud83d, half"),
+        ('{"prompt": "a", "difficulty": 1, "answer": "\\udca1"}', "answer holds \\udca1, half"),
+        (
+            '{"prompt": "a", "difficulty": 1, "answer": "", "group": "\\ud800"}',
+            "group holds \\ud800, half of a surrogate pair and no character",
+        ),
+        (
+            '{"prompt": "a", "difficulty": 1, "answer": "", "explanation": "\\udfff"}',
+            "explanation holds \\udfff",
+        ),
+        (
+            '{"prompt": "a", "difficulty": 1, "answer": "b", "answer": "c"}',
+            "the name 'answer' twice",
+        ),
+        (f'{{"prompt": "a", "difficulty": 1, "answer": "b", "id": {"7" * 5000}}}', "4,300 digits"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, says):
@@ -91,3 +116,13 @@ def test_too_few_prompts_of_a_level_are_named():
 def test_groups_become_strata():
     prompts = [Prompt("x", 1, "y", group) for group in ("b", "a", "b", "")]
     np.testing.assert_array_equal(strata(prompts), [2, 1, 2, 0])
+
+
+def test_files_of_other_editors(tmp_path, monkeypatch):
+    """A byte order mark, carriage returns, and separators within texts."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = '{"prompt": "a\u2028b\u0085", "difficulty": 1, "answer": 2, "n": NaN}\r\n\u2028\r\n'
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() * 2)
+    assert read_prompts("~/p.jsonl") == [Prompt("a\u2028b\u0085", 1.0, "2")] * 2
+    with pytest.raises(UserError, match=r"prompts=s3://a/p\.jsonl: must be a file"):
+        read_prompts("s3://a/p.jsonl")

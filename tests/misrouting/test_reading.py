@@ -1,5 +1,7 @@
 """What the model read: against one prompt at a time, in any batch, with what it wrote."""
 
+import zipfile
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,6 +184,53 @@ def test_routes_that_do_not_fit(lm, tmp_path):
     np.savez(tmp_path / "two.npz", mine[0].expert, mine[1].expert)
     with pytest.raises(UserError, match="holds 2 arrays for 5 prompts"):
         read_recorded(str(tmp_path / "two.npz"), SHAPE, 5)
+    np.savez(tmp_path / "gap.npz", arr_0=mine[0].expert, arr_2=mine[1].expert)
+    with pytest.raises(UserError, match=r"has no arr_1, but 2 arrays"):
+        read_recorded(str(tmp_path / "gap.npz"), SHAPE, 2)
     np.savez(tmp_path / "wide.npz", mine[0].expert + 8)
     with pytest.raises(UserError, match="prompt 0: token 0, layer 0 has expert"):
         read_recorded(str(tmp_path / "wide.npz"), SHAPE, 1)
+
+
+def test_arrays_that_are_numbered_are_taken_by_number(lm, tmp_path):
+    mine = by_number(read(lm, PROMPTS))
+    names = sorted(f"arr_{i}" for i in range(12))
+    np.savez(tmp_path / "a.npz", **{name: mine[int(name[4:]) % 5].expert for name in names})
+    for i, found in enumerate(read_recorded(str(tmp_path / "a.npz"), SHAPE, 12)):
+        np.testing.assert_array_equal(found, mine[i % 5].expert)
+
+
+def _damaged(file, kind):
+    data = bytearray(file.read_bytes())
+    if kind == "cut":
+        data = data[:-30]
+    elif kind == "middle":
+        data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
+    elif kind == "method":
+        for place in (8, data.rindex(b"PK\x01\x02") + 10):
+            data[place] = 99
+    elif kind == "encrypted":
+        for place in (6, data.index(b"PK\x01\x02") + 8):
+            data[place] |= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "middle", "method", "encrypted", "empty", "objects", "huge"]
+)
+def test_files_that_are_damaged_are_one_line(tmp_path, kind):
+    file, routes = tmp_path / "r.npz", np.random.default_rng(0).integers(0, 8, (40, 2, 3))
+    if kind == "objects":
+        np.savez(file, np.array([{"a": 1}, None], object))
+    elif kind == "huge":
+        header = {"descr": "<i8", "fortran_order": False, "shape": (2**60, 2, 3)}
+        with zipfile.ZipFile(file, "w") as archive, archive.open("arr_0.npy", "w") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+    elif kind == "empty":
+        file.write_bytes(b"")
+    else:
+        np.savez_compressed(file, routes)
+        _damaged(file, kind)
+    with pytest.raises(UserError, match=r"^routes .*r\.npz: can't be read as \.npz: ") as caught:
+        read_recorded(str(file), SHAPE, 1)
+    assert "\n" not in str(caught.value)

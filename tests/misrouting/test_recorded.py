@@ -180,3 +180,26 @@ def test_more_routes_than_tokens():
         replay_recorded(CONFIG, routes(), num_tokens=4)
     with pytest.raises(ValueError, match="expert has 2 slots, the gate has 3"):
         replay_recorded(GateConfig(num_experts=E, k=3), routes())
+
+
+def test_arrays_of_all_layers_or_of_those_with_experts():
+    want, engine = routes(), {**SHAPE, "layers": [1, 2, 3], "all_layers": 5}
+    for fill in (0, 255):
+        recorded = np.full((T, L + 2, K), fill, np.int32)
+        recorded[:, 1:4] = want
+        np.testing.assert_array_equal(read_routes(recorded, **engine), want)
+    np.testing.assert_array_equal(read_routes(want, **engine), want)
+    recorded[2, 4, 1] = 3
+    with pytest.raises(UserError, match="has experts in layer 4, where the model has none"):
+        read_routes(recorded, **engine)
+    with pytest.raises(UserError, match="has 4 layers, the model has 3 with experts, 5 in all"):
+        read_routes(recorded[:, :4], **engine)
+
+
+def test_one_choice_moved_to_other_layers_is_refused():
+    """Rows of the layers with experts, put first, and zeros: no row has an expert twice here."""
+    recorded = np.zeros((T, L + 2, 1), np.int32)
+    recorded[:, :3] = routes(k=1)
+    shape = {"num_experts": E, "num_layers": L, "k": 1, "layers": [2, 3, 4], "all_layers": 5}
+    with pytest.raises(UserError, match="has experts in layer 0, where the model has none"):
+        read_routes(recorded, **shape)

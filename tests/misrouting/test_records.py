@@ -60,3 +60,20 @@ def test_plain_keeps_text_and_nesting():
         "a": [1, [0.5, "inf"]],
         "2": None,
     }
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"key": 3}', '{"x": 1}', "\ufffd", "7" * 5000])
+def test_lines_that_are_no_records(tmp_path, line):
+    """At the end they are what a kill left, before it they are an error."""
+    file = tmp_path / "log.jsonl"
+    file.write_text(f'{{"key": "a"}}\n{line}\n', encoding="utf-8")
+    assert list(Log(file).records) == ["a"]
+    file.write_text(f'{{"key": "a"}}\n{line}\n{{"key": "b"}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: not a record"):
+        Log(file)
+
+
+def test_separators_within_a_line_do_not_end_it(tmp_path):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"key": "a", "x": "1\u20282\u0085\r"}\n'.replace("\r", ""), encoding="utf-8")
+    assert Log(file).records["a"]["x"] == "1\u20282\u0085"

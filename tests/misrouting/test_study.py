@@ -276,3 +276,27 @@ def test_a_wrong_setting_is_named(change, says):
     with pytest.raises(UserError, match=says):
         StudyConfig(**change).validate()
     StudyConfig().validate()
+
+
+def test_a_study_goes_on_under_its_own_settings(finished, lm, tmp_path):
+    """Studies that were begun before settings were recorded go on."""
+    lines = (finished[0] / "conditions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "conditions.jsonl").write_text(lines[0])
+    record = json.loads(lines[0])
+    with (
+        jax.default_prng_impl("rbg"),
+        pytest.raises(
+            UserError, match=r"conditions\.jsonl: base/base was begun with jax_default_prng"
+        ),
+    ):
+        run_study(lm, _PROMPTS, _selection(lm), _CONFIG, tmp_path)
+    assert (tmp_path / "conditions.jsonl").read_text() == lines[0]
+    assert record.pop("jax")["jax_default_prng_impl"] == "threefry2x32"
+    older = json.dumps(record) + "\n"
+    (tmp_path / "conditions.jsonl").write_text(older)
+
+    def stop(done, total, key):
+        raise KeyboardInterrupt
+
+    with jax.default_prng_impl("rbg"), pytest.raises(KeyboardInterrupt):
+        run_study(lm, _PROMPTS, _selection(lm), _CONFIG, tmp_path, progress=stop)

@@ -301,3 +301,22 @@ def test_a_bad_config_is_refused_at_once(encoder):
     config.model.temperature = 0.0
     with pytest.raises(UserError, match=r"model\.temperature"):
         RationaleTask(config, encoder)
+
+
+def test_texts_without_tokens_are_one_line(encoder, tmp_path):
+    """One among others is fine; so is a test part of such texts."""
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": "\u200b" * n}) + "\n" for n in (1, 2))
+    )
+    task = RationaleTask(_config(str(tmp_path / "a.jsonl"), encoder), encoder)
+    with pytest.raises(UserError, match=r"a\.jsonl: no text to train on has a token") as caught:
+        train(task, TrainConfig(steps=2), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    (tmp_path / "split").mkdir()
+    for name, texts in (("train", ["\u200b", "a b c"]), ("test", ["\u200b"])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / "split" / f"{name}.jsonl").write_text(lines)
+    task = RationaleTask(_config(str(tmp_path / "split"), encoder), encoder)
+    model = train(task, TrainConfig(steps=2, log_every=1), tmp_path / "fine")
+    assert all(math.isfinite(v) for v in task.evaluate(model).values())

@@ -12,7 +12,7 @@ import pytest
 from moe_jax.errors import UserError
 from moe_jax.training import metrics, workdir
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.evaluation import write_evaluation
+from moe_jax.training.evaluation import read_evaluation, write_evaluation
 from moe_jax.training.progress import Progress, clock
 
 
@@ -27,7 +27,19 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
     writer.close()
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 2, "lo', '{"step": 2}', "\n", "[]\n", "nonsense\n"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "",
+        '{"step": 2, "lo',
+        '{"step": 2}',
+        "\n",
+        "[]\n",
+        "nonsense\n",
+        "[" * 100_000 + "\n",
+        "\0\0",
+    ],
+)
 def test_truncating_drops_later_steps_and_what_was_half_written(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": n, "loss": n / 3}) + "\n" for n in (1, 2, 2, 3, 4)]
@@ -176,3 +188,24 @@ def test_clock():
     assert [clock(s) for s in (0, 9.4, 725, 3600, 10807)] == [
         "0:00", "0:09", "12:05", "1:00:00", "3:00:07"
     ]  # fmt: skip
+
+
+def test_separators_within_a_line_do_not_end_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = '{"step": 1, "eval/a\u2028b": 0.5}\n'
+    path.write_bytes(line.encode() + b'{"step": 2, "\xff": 1}\n{"step": 3, "lo')
+    assert metrics.evaluation_at(path, 1) == {"a\u2028b": 0.5}
+    assert [read["step"] for read in metrics.read(path)] == [1]
+    metrics.truncate(path, 5)
+    assert path.read_text(encoding="utf-8") == line
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"step": 1}', '{"figures": [1]}', '{"figures": {"a": "b"}}', "[" * 9999]
+)
+def test_a_damaged_evaluation_is_one_line(tmp_path, content):
+    figures = write_evaluation(tmp_path, 3, {"a": 0.5, "b": math.nan})
+    assert read_evaluation(tmp_path) == figures == {"a": 0.5, "b": None}
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match=r"evaluation\.json: "):
+        read_evaluation(tmp_path)
