@@ -37,7 +37,7 @@ from absl import app, flags
 PEERS = flags.DEFINE_string("peers", "dense", f"rivals: {', '.join(peers.BUILDERS)}; or all")
 FORCE = flags.DEFINE_bool("force", False, "run rivals even where their cost is absurd")
 KEEP_HEAP = flags.DEFINE_bool("keep_heap", False, "begin with moe_kernels.keep_heap()")
-PLOT = flags.DEFINE_string("plot", None, "PNG file for a roofline and speed-up bars")
+PLOT = options.define_path("plot", None, "PNG file for a roofline and speed-up bars")
 flags.adopt_module_key_flags(options)
 
 

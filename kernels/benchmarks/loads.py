@@ -125,10 +125,11 @@ def counts_of(load: Load) -> np.ndarray:
     if load.file is None:
         raise ValueError("load 'olmoe' needs --load_file=PATH, a file of counts per expert")
     try:
-        texts = json.loads(Path(load.file).read_text())["olmoe"]["counts"]
+        content = Path(load.file).read_text(encoding="utf-8-sig")
+        texts = json.loads(content)["olmoe"]["counts"]
     except OSError as error:
         raise ValueError(f"load file {load.file!r} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"load file {load.file!r} is no JSON with olmoe.counts") from None
     name, _, number = load.layer.partition(":")
     if name not in texts or not number.isdecimal() or int(number) >= len(texts[name]):

@@ -1,15 +1,33 @@
 """Flags that several benchmarks share."""
 
+import os
+import re
+
 import loads
 import moe_kernels
 import tables
 from absl import flags
 
+
+class _PathParser(flags.ArgumentParser):
+    """A file or folder of this machine, "~" being the user's home."""
+
+    def parse(self, argument: str) -> str:
+        if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/", argument):
+            raise ValueError("must be a file or folder of this machine, not an address")
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder[str | None]:
+    """A flag that is a path."""
+    return flags.DEFINE(_PathParser(), name, default, text)
+
+
 SHAPES = flags.DEFINE_string(
     "shapes", "cpu", f"sets ({', '.join(loads.SETS)}), joined by commas, or T,d,f,E,k;T,d,f,E,k;..."
 )
 LOAD = flags.DEFINE_string("load", "dirichlet", f"popularity of experts: {', '.join(loads.KINDS)}")
-LOAD_FILE = flags.DEFINE_string("load_file", None, "JSON of counts per expert, for --load=olmoe")
+LOAD_FILE = define_path("load_file", None, "JSON of counts per expert, for --load=olmoe")
 LOAD_LAYER = flags.DEFINE_string("load_layer", "c4:0", "which text and layer of that file")
 REPEATS = flags.DEFINE_integer("repeats", 7, "timed rounds; medians are reported", lower_bound=1)
 BACKEND = flags.DEFINE_string("backend", None, "moe_ffn's backend; None picks by platform")
@@ -17,7 +35,7 @@ DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "of x and weights"
 )
 SEED = flags.DEFINE_integer("seed", 0, "seed of the data")
-JSON_OUT = flags.DEFINE_string("json_out", None, "file to write all figures to")
+JSON_OUT = define_path("json_out", None, "file to write all figures to")
 
 
 def load() -> loads.Load:

@@ -32,7 +32,7 @@ import tables
 import tune_cases
 from absl import app, flags
 
-OUT = flags.DEFINE_string("out", "tuned", "folder for the file of this device's tiles")
+OUT = options.define_path("out", "tuned", "folder for the file of this device's tiles")
 MINUTES = flags.DEFINE_float("minutes", 20.0, "no kernel is begun after this", lower_bound=0.1)
 for used in ("shapes", "dtype", "load", "load_file", "load_layer", "repeats", "seed"):
     flags.declare_key_flag(used)
