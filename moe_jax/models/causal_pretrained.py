@@ -130,6 +130,7 @@ def save_lm(
     Raises:
       UserError: the folder exists, or no architecture fits.
     """
+    folder = local_path(folder, "folder")
     if folder.exists():
         raise UserError(f"{folder} exists already; name a new folder")
     raw, names = causal_families.write_causal_config(model.config)

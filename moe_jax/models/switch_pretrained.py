@@ -114,7 +114,7 @@ def save_switch(
     Raises:
       UserError: the folder exists, or transformers has no such model.
     """
-    folder = pathlib.Path(folder)
+    folder = local_path(folder, "folder")
     if folder.exists():
         raise UserError(f"{folder} exists already; name a new folder")
     files = {

@@ -192,7 +192,7 @@ SPANS = [
     (f"[[0, 1, 1{'0' * 400}]]", "is above 9999; use names instead"),
     (f"[[0, {'9' * 4000}, 0]]", "is out of range; the text has 4 characters"),
     ("[[0, 1e400, 0]]", "must be two whole numbers and a label"),
-    (f"{'[' * 900}{']' * 900}", "span [[[...]]] must be [start, end, label]"),
+    (f"{'[' * 900}{']' * 900}", "span [[[[...]]]] must be [start, end, label]"),
     ("[[0, 1, 1000000]]", "label 1000000 is above 9999; use names instead"),
     ('[[0, 1, 1], [1, 2, "x"]]', "label 1 is a number where others are names"),
 ]
@@ -280,9 +280,9 @@ class TestBadInput:
 def test_jsonl_of_other_editors(tmp_path, monkeypatch):
     """A byte order mark, carriage returns, and separators within texts; a path below the user's home."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    lines = ['{"text": "a\u2028b\x85c"}', '{"text": "d", "spans": [[0, 1, "\u2029"]], "n": NaN}']
+    lines = ['{"text": "a\u2028b\x85c"}', '{"text": "d", "spans": [[0, 1, "l\u2029"]], "n": NaN}']
     data = b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode()
     (tmp_path / "a.jsonl").write_bytes(data)
-    (tmp_path / "labels.json").write_bytes(b'\xef\xbb\xbf["\xe2\x80\xa9"]\r\n')
+    (tmp_path / "labels.json").write_bytes(b'\xef\xbb\xbf["l\xe2\x80\xa9"]\r\n')
     corpus = load("~/a.jsonl", test_fraction=0.0)
-    assert corpus == ([Example("a\u2028b\x85c"), Example("d", ((0, 1, 0),))], [], ["\u2029"])
+    assert corpus == ([Example("a\u2028b\x85c"), Example("d", ((0, 1, 0),))], [], ["l\u2029"])
