@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from moe_jax.common.json_files import shown
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -21,7 +22,7 @@ def config_class(name: str) -> type:
       UserError: there is no such system.
     """
     if not isinstance(name, str) or name not in SYSTEMS:
-        raise UserError(f"system={name!r}: must be one of {', '.join(SYSTEMS)}")
+        raise UserError(f"system={shown(name)}: must be one of {', '.join(SYSTEMS)}")
     module, attribute = SYSTEMS[name]
     return getattr(importlib.import_module(module), attribute)
 

@@ -17,7 +17,7 @@ from absl import app, flags
 from rich.console import Console
 from scipy import stats
 
-from moe_jax.common.json_files import read_object
+from moe_jax.common.json_files import check_text, read_object
 from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.reports.page import Column
@@ -56,13 +56,14 @@ def read_study(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no misroute.json there; launch/misroute.py makes one")
     values = read_object(file)
     try:
+        _ = [check_text(one["name"], "name", "measures") for one in values["measures"]]
         for row in values["rows"]:
-            _ = row["spec"], row["experts"]
+            _ = check_text(row["spec"], "spec", "rows"), row["experts"]
             for effect in row["effects"].values():
                 if effect["p_control"] is not None:
-                    _ = effect["change"]["mean"], effect["control"]["mean"]
-        _ = [one["name"] for one in values["measures"]]
-    except (KeyError, TypeError, AttributeError) as error:
+                    means = effect["change"]["mean"], effect["control"]["mean"]
+                    _ = [n + 0.0 for n in (*means, effect["p_control"])]
+    except (KeyError, TypeError, AttributeError, OverflowError, UserError) as error:
         raise UserError(f"{file}: not a study ({type(error).__name__}: {error})") from None
     return values
 
@@ -80,7 +81,8 @@ def compare(studies: list[dict[str, Any]], measure: str) -> list[Compared]:
         {
             row["spec"]: row["effects"][measure]
             for row in study["rows"]
-            if row["experts"] == "selected" and row["effects"][measure]["p_control"] is not None
+            if row["experts"] == "selected" and measure in row["effects"]
+            if row["effects"][measure]["p_control"] is not None
         }
         for study in studies
     ]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from moe_jax.common.json_files import read_object
+from moe_jax.common.json_files import read_object, shown
 from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import Profile
@@ -162,5 +162,5 @@ def _value(hint: Any, value: Any) -> Any:
     if hint is float:
         return float("nan") if value is None else float(value)
     if not isinstance(value, hint):
-        raise TypeError(f"{value!r} where {hint.__name__} belongs")
+        raise TypeError(f"{shown(value)} where {hint.__name__} belongs")
     return value

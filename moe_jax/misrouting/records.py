@@ -75,7 +75,7 @@ def plain(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """The inverse of `plain`, but for arrays, which stay lists."""
-    if isinstance(value, dict) and value.keys() == {"inf"}:
+    if value in ({"inf": 1}, {"inf": -1}):
         return math.inf * value["inf"]
     if isinstance(value, dict):
         return {name: _numbers(inner) for name, inner in value.items()}

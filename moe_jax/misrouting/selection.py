@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from moe_jax.common.json_files import read_object
+from moe_jax.common.json_files import read_object, shown
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import OnProgress, read
@@ -240,7 +240,8 @@ def _check_chat(file: Path, values: dict[str, Any], chat: bool, system: str) -> 
     theirs = settings.get("chat", False), settings.get("system", "")
     if theirs != (chat, system):
         said, mine = (
-            f"--chat={str(a).lower()}" + (f" --system={b}" if b else "")
+            f"--chat={shown(a).lower()}"
+            + (f" --system={b if isinstance(b, str) else shown(b)}" if b else "")
             for a, b in (theirs, (chat, system))
         )
         raise UserError(

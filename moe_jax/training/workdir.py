@@ -196,6 +196,7 @@ def _draft(target: Path, text: str) -> Path:
 
 
 _NONE = object()
+_MOST = 2**63 - 1  # of a whole number: no field has a use for more
 
 
 def _show(value: Any) -> str:
@@ -221,6 +222,8 @@ def _value(hint: Any, value: Json, path: str) -> Any:
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             return float(value)
+    elif hint is int and type(value) is int and not -_MOST <= value <= _MOST:
+        raise UserError(f"{path}={shown(value)}: must be at most {_MOST}, and at least -{_MOST}")
     elif hint is Any or type(value) is hint or (value is None and hint is type(None)):
         return value
     raise UserError(f"{path}={shown(value)}: must be {getattr(hint, '__name__', hint)}")
