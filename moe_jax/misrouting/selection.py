@@ -239,15 +239,17 @@ def _check_chat(file: Path, values: dict[str, Any], chat: bool, system: str) -> 
         return
     theirs = settings.get("chat", False), settings.get("system", "")
     if theirs != (chat, system):
-        said, mine = (
-            f"--chat={shown(a).lower()}"
-            + (f" --system={b if isinstance(b, str) else shown(b)}" if b else "")
-            for a, b in (theirs, (chat, system))
-        )
+        said, mine = (_chat_flags(*asked) for asked in (theirs, (chat, system)))
         raise UserError(
             f"{file} was made with {said}, this study has {mine}: its experts were selected on "
             "other texts; give both the same"
         )
+
+
+def _chat_flags(chat: Any, system: Any) -> str:
+    """As the user writes them."""
+    text = system if isinstance(system, str) else shown(system)
+    return f"--chat={shown(chat).lower()}" + (f" --system={text}" if system else "")
 
 
 def _said(values: dict[str, Any], experts: int, numbers: int, prompts: int) -> str:
