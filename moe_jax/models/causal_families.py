@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig, RopeConfig
-from moe_jax.models.families import activation, fields_of
+from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
+from moe_jax.models.causal_rope import read_rope, write_rope
+from moe_jax.models.config_fields import Fields, fields_of, shown
+from moe_jax.models.families import (
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    activation,
+    check_layers_alike,
+    family_name,
+)
 
 Raw = Mapping[str, Any]
 
@@ -25,6 +33,22 @@ class FfnNames(NamedTuple):
     down: str = "down_proj"
 
 
+class Defaults(NamedTuple):
+    """What a family's class in transformers has where config.json leaves a field out.
+
+    Sizes that most files have must be there: a wrong guess of them would be found late or never.
+
+    Attributes:
+      norm_eps: rms_norm_eps.
+      theta: rope_theta.
+      kv_heads: num_key_value_heads; None: as many as num_attention_heads, which null says too.
+    """
+
+    norm_eps: float
+    theta: float = 10_000.0
+    kv_heads: int | None = None
+
+
 class CausalFamily(NamedTuple):
     """One `model_type`.
 
@@ -36,66 +60,44 @@ class CausalFamily(NamedTuple):
     """
 
     architecture: str
-    read: Callable[[Raw], CausalConfig]
+    read: Callable[[Fields], CausalConfig]
     write: Callable[[CausalConfig], dict[str, Any]]
     names: FfnNames = FfnNames()
 
 
-def _rope(raw: Raw) -> RopeConfig:
-    """`rope_parameters`, or `rope_theta` and `rope_scaling` in files from before transformers 5."""
-    given = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(given.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, scaling="linear", factor=float(given["factor"]))
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            scaling="llama3",
-            factor=float(given["factor"]),
-            low_factor=float(given["low_freq_factor"]),
-            high_factor=float(given["high_freq_factor"]),
-            original_length=given["original_max_position_embeddings"],
-        )
-    raise UserError(f"rope_type={kind!r} is not covered, only default, linear and llama3")
-
-
-def _rope_raw(rope: RopeConfig) -> dict[str, Any]:
-    raw: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
-    if rope.scaling != "none":
-        raw |= {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "llama3":
-        raw |= {
-            "low_freq_factor": rope.low_factor,
-            "high_freq_factor": rope.high_factor,
-            "original_max_position_embeddings": rope.original_length,
-        }
-    return raw
-
-
-def _base(raw: Raw, **more: Any) -> CausalConfig:
+def _base(fields: Fields, own: Defaults, **more: Any) -> CausalConfig:
     """What all families have."""
-    heads = raw["num_attention_heads"]
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(
-            f"partial_rotary_factor={raw['partial_rotary_factor']} is not covered, only 1"
-        )
-    return CausalConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
+    heads = fields.whole("num_attention_heads")
+    kv_heads = own.kv_heads
+    if "num_key_value_heads" in fields.raw:
+        kv_heads = fields.whole_or_none("num_key_value_heads")
+    max_length = fields.whole("max_position_embeddings")
+    config = CausalConfig(
+        vocab_size=fields.whole("vocab_size"),
+        d_model=fields.whole("hidden_size"),
+        num_layers=fields.whole("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        d_ff=raw["intermediate_size"],
-        activation=activation(raw.get("hidden_act", "silu")),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope=_rope(raw),
-        max_length=raw["max_position_embeddings"],
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        num_kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=fields.whole_or_none("head_dim"),
+        d_ff=fields.whole("intermediate_size"),
+        activation=activation(fields, "hidden_act", default="silu"),
+        norm_eps=fields.number("rms_norm_eps", default=own.norm_eps),
+        rope=read_rope(fields, theta=own.theta, max_length=max_length),
+        max_length=max_length,
+        tie_embeddings=fields.flag("tie_word_embeddings", default=False),
         **more,
     )
+    _check_windows(fields, config)
+    return config
+
+
+def _check_windows(fields: Fields, config: CausalConfig) -> None:
+    """Refuses `layer_types` that say anything else than the other fields."""
+    kinds = fields.items("layer_types", str)
+    wanted = "full_attention" if config.window is None else "sliding_attention"
+    if kinds is not None and kinds != [wanted] * config.num_layers:
+        must = f"must be {wanted!r} for each of the {config.num_layers} layers"
+        raise fields.wrong(("layer_types",), must)
 
 
 def _base_raw(config: CausalConfig) -> dict[str, Any]:
@@ -109,31 +111,32 @@ def _base_raw(config: CausalConfig) -> dict[str, Any]:
         "intermediate_size": config.d_ff,
         "hidden_act": theirs.get(config.activation, config.activation),
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": _rope_raw(config.rope),
+        "rope_parameters": write_rope(config.rope),
         "max_position_embeddings": config.max_length,
         "tie_word_embeddings": config.tie_embeddings,
     }
 
 
-def _llama(raw: Raw) -> CausalConfig:
-    if raw.get("mlp_bias"):
-        raise UserError("mlp_bias=true is not covered")
-    bias = bool(raw.get("attention_bias", False))
-    return _base(raw, head_dim=raw.get("head_dim"), qkv_bias=bias, out_bias=bias)
+def _llama(fields: Fields) -> CausalConfig:
+    if fields.flag("mlp_bias", default=False):
+        raise fields.wrong(("mlp_bias",), "is not covered, only false")
+    bias = fields.flag("attention_bias", default=False)
+    return _base(fields, Defaults(norm_eps=1e-6), qkv_bias=bias, out_bias=bias)
 
 
 def _llama_raw(config: CausalConfig) -> dict[str, Any]:
     return {"head_dim": config.width_of_head, "attention_bias": config.qkv_bias}
 
 
-def _mixtral(raw: Raw) -> CausalConfig:
+def _mixtral(fields: Fields) -> CausalConfig:
     gate = GateConfig(
-        num_experts=raw["num_local_experts"], k=raw["num_experts_per_tok"], renormalise=True
+        num_experts=fields.whole("num_local_experts", "num_experts", most=MOST_EXPERTS),
+        k=fields.whole("num_experts_per_tok"),
+        renormalise=True,
     )
-    experts = ExpertsConfig(gate=gate, d_expert=raw["intermediate_size"])
-    return _base(
-        raw, head_dim=raw.get("head_dim"), window=raw.get("sliding_window"), experts=experts
-    )
+    experts = ExpertsConfig(gate=gate, d_expert=fields.whole("intermediate_size"))
+    own = Defaults(norm_eps=1e-5, theta=1e6, kv_heads=8)
+    return _base(fields, own, window=fields.whole_or_none("sliding_window"), experts=experts)
 
 
 def _mixtral_raw(config: CausalConfig) -> dict[str, Any]:
@@ -147,17 +150,22 @@ def _mixtral_raw(config: CausalConfig) -> dict[str, Any]:
     }
 
 
-def _olmoe(raw: Raw) -> CausalConfig:
-    bias = bool(raw.get("attention_bias", False))
-    experts = ExpertsConfig(gate=_plain_gate(raw), d_expert=raw["intermediate_size"])
-    return _base(
-        raw,
+def _olmoe(fields: Fields) -> CausalConfig:
+    bias = fields.flag("attention_bias", default=False)
+    experts = ExpertsConfig(gate=_plain_gate(fields), d_expert=fields.whole("intermediate_size"))
+    config = _base(
+        fields,
+        Defaults(norm_eps=1e-5),
         qkv_bias=bias,
         out_bias=bias,
         qk_norm="all",
-        clip_qkv=raw.get("clip_qkv"),
+        clip_qkv=fields.number_or_none("clip_qkv"),
         experts=experts,
     )
+    # The norm of all queries is as wide as the states.
+    if config.head_dim not in (None, even := config.d_model // config.num_heads):
+        raise fields.wrong(("head_dim",), f"must be hidden_size / num_attention_heads, {even}")
+    return dataclasses.replace(config, head_dim=None)
 
 
 def _olmoe_raw(config: CausalConfig) -> dict[str, Any]:
@@ -168,16 +176,18 @@ def _olmoe_raw(config: CausalConfig) -> dict[str, Any]:
     }
 
 
-def _qwen2_moe(raw: Raw) -> CausalConfig:
-    _no_windows(raw)
+def _qwen2_moe(fields: Fields) -> CausalConfig:
+    _no_windows(fields)
     experts = ExpertsConfig(
-        gate=_plain_gate(raw),
-        d_expert=raw["moe_intermediate_size"],
-        d_shared=raw["shared_expert_intermediate_size"],
+        gate=_plain_gate(fields),
+        d_expert=fields.whole("moe_intermediate_size"),
+        d_shared=fields.whole("shared_expert_intermediate_size"),
         shared_gate=True,
-        layers=_sparse_layers(raw),
+        layers=_sparse_layers(fields),
     )
-    return _base(raw, qkv_bias=bool(raw.get("qkv_bias", True)), experts=experts)
+    bias = fields.flag("qkv_bias", default=True)
+    own = Defaults(norm_eps=1e-6, kv_heads=16)
+    return _base(fields, own, qkv_bias=bias, experts=experts)
 
 
 def _qwen2_moe_raw(config: CausalConfig) -> dict[str, Any]:
@@ -188,16 +198,16 @@ def _qwen2_moe_raw(config: CausalConfig) -> dict[str, Any]:
     }
 
 
-def _qwen3_moe(raw: Raw) -> CausalConfig:
-    _no_windows(raw)
-    bias = bool(raw.get("attention_bias", False))
+def _qwen3_moe(fields: Fields) -> CausalConfig:
+    _no_windows(fields)
+    bias = fields.flag("attention_bias", default=False)
     experts = ExpertsConfig(
-        gate=_plain_gate(raw), d_expert=raw["moe_intermediate_size"], layers=_sparse_layers(raw)
+        gate=_plain_gate(fields),
+        d_expert=fields.whole("moe_intermediate_size"),
+        layers=_sparse_layers(fields),
     )
-    head_dim = raw.get("head_dim")
-    return _base(
-        raw, head_dim=head_dim, qkv_bias=bias, out_bias=bias, qk_norm="head", experts=experts
-    )
+    own = Defaults(norm_eps=1e-6, kv_heads=4)
+    return _base(fields, own, qkv_bias=bias, out_bias=bias, qk_norm="head", experts=experts)
 
 
 def _qwen3_moe_raw(config: CausalConfig) -> dict[str, Any]:
@@ -216,27 +226,32 @@ def _qwen_moe_raw(config: CausalConfig) -> dict[str, Any]:
     }
 
 
-def _no_windows(raw: Raw) -> None:
-    if raw.get("use_sliding_window"):
-        raise UserError("use_sliding_window=true is not covered")
+def _no_windows(fields: Fields) -> None:
+    if fields.flag("use_sliding_window", default=False):
+        raise fields.wrong(("use_sliding_window",), "is not covered, only false")
 
 
-def _sparse_layers(raw: Raw) -> tuple[int, ...] | None:
+def _sparse_layers(fields: Fields) -> tuple[int, ...] | None:
     """Layer i has a mixture unless listed as dense or skipped by the step; None: all have."""
-    step, dense = raw.get("decoder_sparse_step", 1), set(raw.get("mlp_only_layers") or ())
-    count = raw["num_hidden_layers"]
+    step = fields.whole("decoder_sparse_step", default=1)
+    dense = set(fields.items("mlp_only_layers", int) or ())
+    count = fields.whole("num_hidden_layers", most=MOST_LAYERS)
     layers = tuple(i for i in range(count) if i not in dense and (i + 1) % step == 0)
+    if not layers:
+        raise UserError(
+            f"{fields.where}: decoder_sparse_step={step} and mlp_only_layers={shown(sorted(dense))}"
+            f" leave none of the {count} layers experts, which is not covered"
+        )
     return None if len(layers) == count else layers
 
 
-def _plain_gate(raw: Raw) -> GateConfig:
+def _plain_gate(fields: Fields) -> GateConfig:
     """Softmax, then top-k; renormalised where the file says so (released checkpoints differ)."""
-    # transformers 5 writes num_local_experts for some families whose files had num_experts.
-    experts = raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"]
     return GateConfig(
-        num_experts=experts,
-        k=raw["num_experts_per_tok"],
-        renormalise=bool(raw.get("norm_topk_prob", False)),
+        # transformers 5 writes num_local_experts for some families whose files had num_experts.
+        num_experts=fields.whole("num_experts", "num_local_experts", most=MOST_EXPERTS),
+        k=fields.whole("num_experts_per_tok"),
+        renormalise=fields.flag("norm_topk_prob", default=False),
     )
 
 
@@ -280,14 +295,16 @@ def read_causal_config(raw: Raw, where: str) -> tuple[CausalConfig, FfnNames]:
     Raises:
       UserError: the architecture or one of its options isn't covered, or a field is missing.
     """
-    family = CAUSAL_FAMILIES.get(str(raw.get("model_type")))
+    family = CAUSAL_FAMILIES.get(family_name(raw))
     if family is None:
         raise UserError(
-            f"{where}: model_type={raw.get('model_type')!r} is not covered; covered are "
+            f"{where}: model_type={shown(raw.get('model_type'))} is not covered; covered are "
             f"{', '.join(CAUSAL_FAMILIES)}"
         )
+    fields = Fields(raw, where)
+    check_layers_alike(fields)
+    config = family.read(fields)
     with fields_of(where):
-        config = family.read(raw)
         config.validate()
     return config, family.names
 
@@ -305,12 +322,19 @@ def write_causal_config(config: CausalConfig) -> tuple[dict[str, Any], FfnNames]
         if (name == "llama") != (config.experts is None):
             continue
         raw = {"model_type": name, **_base_raw(config), **family.write(config)}
-        if _plain(family.read(raw)) == _plain(config):
+        if _says(family, raw, config):
             return {"architectures": [family.architecture], **raw}, family.names
     raise UserError(
         "no covered architecture of transformers "
         f"({', '.join(CAUSAL_FAMILIES)}) has these layers: {config}"
     )
+
+
+def _says(family: CausalFamily, raw: Raw, config: CausalConfig) -> bool:
+    try:
+        return _plain(family.read(Fields(raw, "config.json"))) == _plain(config)
+    except UserError:  # the family has no such value
+        return False
 
 
 def _plain(config: CausalConfig) -> CausalConfig:

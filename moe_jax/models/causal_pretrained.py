@@ -18,6 +18,7 @@ from moe_jax.errors import UserError
 from moe_jax.models import causal_families, causal_weights, embedded_lm, gguf_file
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.config_fields import Fields
 from moe_jax.models.embedded_lm import DEFAULT_LM
 from moe_jax.models.tensor_files import open_tensors, write_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer
@@ -70,6 +71,7 @@ def load_lm(
         )
     raw = read_json(folder / "config.json")
     config, names = causal_families.read_causal_config(raw, str(folder / "config.json"))
+    stop_ids = _stop_ids(folder, raw, config.vocab_size)
     dtype = _set_dtype(config, dtype)
     tokenizer = read_tokenizer(folder)
     _check_fit(tokenizer, config, folder)
@@ -82,13 +84,14 @@ def load_lm(
             str(folder),
             param_dtype=jnp.dtype(param_dtype or dtype),
         )
-    return PretrainedLM(model, tokenizer, config, _stop_ids(folder, raw), str(path))
+    return PretrainedLM(model, tokenizer, config, stop_ids, str(path))
 
 
 def _load_gguf(
     file: pathlib.Path, name: str, *, dtype: str | None, param_dtype: str | None
 ) -> PretrainedLM:
     found = gguf_file.read_gguf(file)
+    _check_stop_ids(found.stop_ids, found.config.vocab_size, file)
     dtype = _set_dtype(found.config, dtype)
     model = causal_weights.build(
         found.config,
@@ -134,6 +137,8 @@ def save_lm(
     if folder.exists():
         raise UserError(f"{folder} exists already; name a new folder")
     raw, names = causal_families.write_causal_config(model.config)
+    # Null where there is none: left out, they would be the architecture's own.
+    raw |= {"bos_token_id": None, "pad_token_id": None, "eos_token_id": None}
     if stop_ids:
         raw["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -149,17 +154,28 @@ def save_lm(
         part.rename(folder)
 
 
-def _stop_ids(folder: pathlib.Path, raw: dict[str, Any]) -> tuple[int, ...]:
-    """eos_token_id of generation_config.json, which goes before that of config.json."""
+def _stop_ids(folder: pathlib.Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, else that of config.json.
+
+    An id that the model can't make would never end a text: it is refused where it would be used.
+    """
     file = folder / "generation_config.json"
-    found = read_json(file).get("eos_token_id") if file.is_file() else None
-    found = raw.get("eos_token_id") if found is None else found
+    found = None
+    if file.is_file():
+        found = Fields(read_json(file), str(file)).token_ids("eos_token_id", vocab_size)
     if found is None:
-        return ()
-    ids = found if isinstance(found, list) else [found]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise UserError(f"{folder}: eos_token_id={found!r} must be a whole number or several")
-    return tuple(ids)
+        fields = Fields(raw, str(folder / "config.json"))
+        found = fields.token_ids("eos_token_id", vocab_size)
+    return () if found is None else found
+
+
+def _check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, file: pathlib.Path) -> None:
+    for i in stop_ids:
+        if not 0 <= i < vocab_size:
+            raise UserError(
+                f"{file}: tokenizer.ggml.eos_token_id or eot_token_id, {i}, must be an id of the "
+                f"vocabulary, 0 to {vocab_size - 1} (vocab_size={vocab_size})"
+            )
 
 
 def _check_fit(tokenizer: Tokenizer, config: CausalConfig, folder: pathlib.Path) -> None:

@@ -1,11 +1,15 @@
-"""Which Hugging Face architectures are covered, and how their config.json is read."""
+"""Which Hugging Face architectures are covered, and how their config.json is read.
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+A field that config.json leaves out has the default of the family's class in transformers, but for
+the sizes of a model, which must be there.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from moe_jax.errors import UserError
 from moe_jax.models.bert import EncoderConfig
+from moe_jax.models.config_fields import Fields, fields_of, shown
 from moe_jax.models.weights import BERT_NAMES, DISTILBERT_NAMES, Names
 
 # Their names of activations -> ours.
@@ -19,72 +23,92 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# More of these would only make a wrong number slow to refuse.
+MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
 
 
 class Family(NamedTuple):
     """One `model_type`: how its config.json is read and how its tensors are named."""
 
-    read: Callable[[Mapping[str, Any]], EncoderConfig]
+    read: Callable[[Fields], EncoderConfig]
     names: Names
 
 
-def activation(name: Any) -> str:
-    """Our name of an activation.
+def activation(fields: Fields, name: str, *, default: str) -> str:
+    """Our name of the activation that a field names.
 
     Raises:
       UserError: it isn't covered.
     """
-    if name not in _ACTIVATIONS:
-        raise UserError(
-            f"config.json: activation {name!r} is not covered; one of {', '.join(_ACTIVATIONS)} is"
-        )
-    return _ACTIVATIONS[name]
+    theirs = fields.text(name, default=default)
+    if theirs not in _ACTIVATIONS:
+        raise fields.wrong((name,), f"is not covered; one of {', '.join(_ACTIVATIONS)} is")
+    return _ACTIVATIONS[theirs]
 
 
-def _bert(raw: Mapping[str, Any], *, padded_positions: bool = False) -> EncoderConfig:
-    if raw.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(
-            f"config.json: position_embedding_type={raw['position_embedding_type']!r} is not "
-            "covered, only 'absolute'"
-        )
-    if raw.get("is_decoder") or raw.get("add_cross_attention"):
-        raise UserError("config.json: a decoder (is_decoder, add_cross_attention) is not covered")
-    pad_id = raw.get("pad_token_id")
-    if pad_id is None:
-        pad_id = 1 if padded_positions else 0
+def check_layers_alike(fields: Fields) -> None:
+    """Refuses a model whose layers have configs of their own.
+
+    Raises:
+      UserError: per_layer_config has something.
+    """
+    if fields.raw.get("per_layer_config"):
+        raise fields.wrong(("per_layer_config",), "is not covered: the layers must be alike")
+
+
+def _bert(fields: Fields) -> EncoderConfig:
+    return _bert_like(fields, fields.token_id("pad_token_id", _vocab_size(fields)) or 0)
+
+
+def _roberta(fields: Fields) -> EncoderConfig:
+    # Their positions count from padding_idx + 1, so there must be one.
+    pad_id = 1
+    if "pad_token_id" in fields.raw:
+        pad_id = fields.whole("pad_token_id", least=0)
+        fields.token_id("pad_token_id", _vocab_size(fields))
+    return _bert_like(fields, pad_id, position_offset=pad_id + 1)
+
+
+def _vocab_size(fields: Fields) -> int:
+    return fields.whole("vocab_size")
+
+
+def _bert_like(fields: Fields, pad_id: int, *, position_offset: int = 0) -> EncoderConfig:
+    if fields.text("position_embedding_type", default="absolute") != "absolute":
+        raise fields.wrong(("position_embedding_type",), "is not covered, only 'absolute'")
+    for name in ("is_decoder", "add_cross_attention"):
+        if fields.flag(name, default=False):
+            raise fields.wrong((name,), "is not covered: no decoder is")
     return EncoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"],
-        d_ff=raw["intermediate_size"],
-        num_positions=raw["max_position_embeddings"],
-        position_offset=pad_id + 1 if padded_positions else 0,
-        num_token_types=raw["type_vocab_size"],
-        activation=activation(raw.get("hidden_act", "gelu")),
-        norm_eps=raw.get("layer_norm_eps", 1e-12),
+        vocab_size=_vocab_size(fields),
+        d_model=fields.whole("hidden_size"),
+        num_layers=fields.whole("num_hidden_layers", most=MOST_LAYERS),
+        num_heads=fields.whole("num_attention_heads"),
+        d_ff=fields.whole("intermediate_size"),
+        num_positions=fields.whole("max_position_embeddings"),
+        position_offset=position_offset,
+        num_token_types=fields.whole("type_vocab_size"),
+        activation=activation(fields, "hidden_act", default="gelu"),
+        norm_eps=fields.number("layer_norm_eps", default=1e-12),
         pad_id=pad_id,
     )
 
 
-def _roberta(raw: Mapping[str, Any]) -> EncoderConfig:
-    # Their positions count from padding_idx + 1.
-    return _bert(raw, padded_positions=True)
-
-
-def _distilbert(raw: Mapping[str, Any]) -> EncoderConfig:
+def _distilbert(fields: Fields) -> EncoderConfig:
+    vocab_size = _vocab_size(fields)
     return EncoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["dim"],
-        num_layers=raw["n_layers"],
-        num_heads=raw["n_heads"],
-        d_ff=raw["hidden_dim"],
-        num_positions=raw["max_position_embeddings"],
+        vocab_size=vocab_size,
+        # The second names are those that transformers takes for the first.
+        d_model=fields.whole("dim", "hidden_size"),
+        num_layers=fields.whole("n_layers", "num_hidden_layers", most=MOST_LAYERS),
+        num_heads=fields.whole("n_heads", "num_attention_heads"),
+        d_ff=fields.whole("hidden_dim"),
+        num_positions=fields.whole("max_position_embeddings"),
         num_token_types=0,
-        activation=activation(raw.get("activation", "gelu")),
+        activation=activation(fields, "activation", default="gelu"),
         # Not a field of theirs.
         norm_eps=1e-12,
-        pad_id=raw.get("pad_token_id") or 0,
+        pad_id=fields.token_id("pad_token_id", vocab_size) or 0,
     )
 
 
@@ -96,21 +120,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-@contextlib.contextmanager
-def fields_of(where: str) -> Iterator[None]:
-    """Around the reading of a config.json: what is wrong with it becomes one line that names it.
-
-    Raises:
-      UserError: a field is missing, of the wrong type, or refused.
-    """
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{where} lacks the field {error}") from None
-    except TypeError as error:
-        raise UserError(f"{where} has a field of the wrong type: {error}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+def family_name(raw: Mapping[str, Any]) -> str:
+    """The `model_type` of a config.json, "" if that is no string."""
+    kind = raw.get("model_type")
+    return kind if isinstance(kind, str) else ""
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> tuple[EncoderConfig, Names]:
@@ -126,13 +139,15 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[EncoderConfig, Name
     Raises:
       UserError: the architecture or one of its options isn't covered, or a field is missing.
     """
-    family = FAMILIES.get(str(raw.get("model_type")))
+    family = FAMILIES.get(family_name(raw))
     if family is None:
         raise UserError(
-            f"{where}: model_type={raw.get('model_type')!r} is not covered; covered are "
+            f"{where}: model_type={shown(raw.get('model_type'))} is not covered; covered are "
             f"{', '.join(FAMILIES)} (MiniLM and CodeBERT files are of these types)"
         )
+    fields = Fields(raw, where)
+    check_layers_alike(fields)
+    config = family.read(fields)
     with fields_of(where):
-        config = family.read(raw)
         config.validate()
     return config, family.names

@@ -54,19 +54,20 @@ def raw_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dic
             f"{file} is one of {parts} parts (split.count), which are not covered; join them "
             "(llama-gguf-split --merge)"
         )
-    if metadata.get(f"{a}.attention.causal", int) is False:
+    if _no(metadata.get(f"{a}.attention.causal", int)):
         raise UserError(f"{file}: attention to both sides (attention.causal=false) is not covered")
     layers = metadata.need(f"{a}.block_count", int)
     if layers > len(shapes):
         raise UserError(f"{file} has {len(shapes)} tensors, too few for its {layers} layers")
     dense = a == "llama" and not metadata.get("llama.expert_count", int)
     size, length = metadata.get(f"{a}.vocab_size", int), metadata.need(f"{a}.context_length", int)
+    size = len(metadata.need("tokenizer.ggml.tokens", list)) if size is None else size
     window = metadata.get(f"{a}.attention.sliding_window", int) or length
     if window < length and (dense or a != "llama"):
         raise UserError(f"{file}: {a}.attention.sliding_window={window} is not covered")
     raw = {
         "model_type": "llama",
-        "vocab_size": size or len(metadata.need("tokenizer.ggml.tokens", list)),
+        "vocab_size": size,
         "num_hidden_layers": layers,
         **_heads(metadata, a),
         "intermediate_size": metadata.need(f"{a}.feed_forward_length", int),
@@ -85,12 +86,20 @@ def raw_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dic
     )
 
 
+def _no(found: int | None) -> bool:
+    return found is not None and not found
+
+
+def _or(found: Any, default: Any) -> Any:
+    return default if found is None else found
+
+
 def _heads(metadata: Metadata, a: str) -> dict[str, Any]:
     """How many heads there are and how wide they are."""
     heads = metadata.need(f"{a}.attention.head_count", int)
     wide = metadata.need(f"{a}.embedding_length", int)
     even = wide // max(heads, 1)
-    width = metadata.get(f"{a}.attention.key_length", int) or even
+    width = _or(metadata.get(f"{a}.attention.key_length", int), even)
     if width != even and not _MIXTURES[a].free_width:
         raise UserError(
             f"{metadata.file}: {a}.attention.key_length={width} is not covered, only "
@@ -105,7 +114,7 @@ def _heads(metadata: Metadata, a: str) -> dict[str, Any]:
     return {
         "hidden_size": wide,
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.get(f"{a}.attention.head_count_kv", int) or heads,
+        "num_key_value_heads": _or(metadata.get(f"{a}.attention.head_count_kv", int), heads),
         "head_dim": width,
     }
 
@@ -117,11 +126,17 @@ def _rope(metadata: Metadata, a: str, tensors: set[str]) -> dict[str, Any]:
             f"{metadata.file}: rope_freqs.weight (Llama 3.1's scaling) is not covered in GGUF "
             "files; load the model's safetensors"
         )
-    theta = metadata.get(f"{a}.rope.freq_base", float) or 10_000.0
+    theta = _or(metadata.get(f"{a}.rope.freq_base", float), 10_000.0)
     kind = metadata.get(f"{a}.rope.scaling.type", str) or "linear"
-    factor = metadata.get(f"{a}.rope.scaling.factor", float)
-    if factor is None:
-        factor = metadata.get(f"{a}.rope.scale_linear", float)
+    factor, older = (
+        metadata.get(f"{a}.rope.{key}", float) for key in ("scaling.factor", "scale_linear")
+    )
+    if None not in (factor, older) and factor != older:
+        raise UserError(
+            f"{metadata.file}: {a}.rope.scaling.factor={factor} and {a}.rope.scale_linear={older} "
+            "must be the same, or one of them left out"
+        )
+    factor = _or(factor, older)
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return {"rope_type": "default", "rope_theta": theta}
     if kind != "linear":
@@ -141,7 +156,7 @@ def _experts(
     normalised = metadata.get(f"{a}.expert_weights_norm", int)
     fields = {"model_type": mixture.model_type, "num_experts_per_tok": used}
     if a == "llama":
-        if normalised is False:
+        if _no(normalised):
             raise UserError(f"{metadata.file}: {a}.expert_weights_norm=false is not covered")
         return fields | {"num_local_experts": count}
     fields |= {

@@ -1,5 +1,6 @@
 """The keys and values at the start of a GGUF file."""
 
+import math
 import pathlib
 from typing import Any, TypeVar
 
@@ -42,4 +43,6 @@ class Metadata:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is float):
             raise UserError(f"{self.file}: {key}={value!r:.60} must be of type {kind.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{self.file}: {key}={value} must be a finite number")
         return value

@@ -6,6 +6,7 @@ from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.causal_families import CAUSAL_FAMILIES
 from moe_jax.models.causal_pretrained import PretrainedLM, load_lm
+from moe_jax.models.config_fields import shown
 from moe_jax.models.switch_config import MODEL_TYPE
 from moe_jax.models.switch_pretrained import PretrainedSwitch, load_switch
 from moe_jax.models.tokenizer import read_json
@@ -26,9 +27,9 @@ def load_language_model(path: str | pathlib.Path) -> PretrainedLM | PretrainedSw
     kind = read_json(file).get("model_type")
     if kind == MODEL_TYPE:
         return load_switch(path)
-    if str(kind) not in CAUSAL_FAMILIES:
+    if not isinstance(kind, str) or kind not in CAUSAL_FAMILIES:
         raise UserError(
-            f"{file}: model_type={kind!r} is not covered; covered are "
+            f"{file}: model_type={shown(kind)} is not covered; covered are "
             f"{', '.join((*CAUSAL_FAMILIES, MODEL_TYPE))}"
         )
     return load_lm(path)

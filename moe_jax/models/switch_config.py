@@ -1,6 +1,7 @@
 """The numbers of a Switch Transformer, and how they are read from a config.json and written."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ from moe_kernels import ACTIVATIONS
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.models.families import activation, fields_of
+from moe_jax.models.config_fields import Fields, fields_of, shown
+from moe_jax.models.families import MOST_EXPERTS, MOST_LAYERS, activation, check_layers_alike
 
 ARCHITECTURE, MODEL_TYPE = "SwitchTransformersForConditionalGeneration", "switch_transformers"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -136,87 +138,114 @@ def read_switch_config(
 ) -> SwitchConfig:
     """Reads the contents of a config.json.
 
+    A field that is left out has the default of the class in transformers, but for the sizes of the
+    model, which must be there, and decoder_start_token_id, which is pad_token_id then.
+
     Args:
       raw: the JSON object.
       where: the file, for messages.
-      generation: the contents of generation_config.json, whose token ids go first.
+      generation: the contents of generation_config.json beside it, whose token ids go first.
 
     Returns:
       The validated config (dtype "float32").
 
     Raises:
-      UserError: the architecture or one of its options isn't covered, or a field is missing.
+      UserError: the architecture or one of its options isn't covered, or a field is missing or
+        wrong.
     """
     if raw.get("model_type") != MODEL_TYPE:
         raise UserError(
-            f"{where}: model_type={raw.get('model_type')!r} is not covered here, only "
+            f"{where}: model_type={shown(raw.get('model_type'))} is not covered here, only "
             f"{MODEL_TYPE!r}"
         )
+    fields = Fields(raw, where)
+    check_layers_alike(fields)
+    beside = str(pathlib.Path(where).with_name("generation_config.json"))
+    config = _read(fields, Fields(generation or {}, beside))
     with fields_of(where):
-        config = _read(raw, generation or {})
         config.validate()
     return config
 
 
-def _read(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> SwitchConfig:
-    if raw.get("is_gated_act") or "gated" in str(raw.get("feed_forward_proj", "")):
-        raise UserError("gated feed-forward layers are not covered (nor built by transformers)")
-    if raw.get("router_dtype", "float32") != "float32":
-        raise UserError(f"router_dtype={raw['router_dtype']!r} is not covered, only 'float32'")
-    layers = raw["num_layers"]
-    decoder_layers = raw.get("num_decoder_layers")
-    decoder_layers = layers if decoder_layers is None else decoder_layers
-    pad_id = _id(raw, generation, "pad_token_id", 0)
+def _read(fields: Fields, generation: Fields) -> SwitchConfig:
+    if fields.text("router_dtype", default="float32") != "float32":
+        raise fields.wrong(("router_dtype",), "is not covered, only 'float32'")
+    # The second names are those that transformers takes for the first.
+    layers = fields.whole("num_layers", "num_hidden_layers", most=MOST_LAYERS)
+    decoder_layers = layers
+    if fields.value("num_decoder_layers") is not None:
+        decoder_layers = fields.whole("num_decoder_layers", most=MOST_LAYERS)
+    vocab_size = fields.whole("vocab_size")
+    pad_id = _id(fields, generation, "pad_token_id", 0, vocab_size)
     return SwitchConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["d_model"],
+        vocab_size=vocab_size,
+        d_model=fields.whole("d_model", "hidden_size"),
         num_layers=layers,
         num_decoder_layers=decoder_layers,
-        num_heads=raw["num_heads"],
-        head_dim=raw["d_kv"],
-        d_ff=raw["d_ff"],
+        num_heads=fields.whole("num_heads", "num_attention_heads"),
+        head_dim=fields.whole("d_kv"),
+        d_ff=fields.whole("d_ff"),
         gate=GateConfig(
-            num_experts=raw["num_experts"],
+            num_experts=fields.whole("num_experts", most=MOST_EXPERTS),
             k=1,
-            capacity=raw["expert_capacity"],
-            jitter=float(raw.get("router_jitter_noise", 0.01)),
+            capacity=fields.whole("expert_capacity"),
+            jitter=fields.number("router_jitter_noise", default=0.01, zero=True),
         ),
-        router_bias=bool(raw.get("router_bias", False)),
-        encoder_step=_step(raw, "encoder", layers),
-        decoder_step=_step(raw, "decoder", decoder_layers),
-        # Older files say it again as feed_forward_proj, which transformers does not read.
-        activation=activation(raw.get("dense_act_fn", "relu")),
-        norm_eps=raw.get("layer_norm_epsilon", 1e-6),
-        num_buckets=raw.get("relative_attention_num_buckets", 32),
-        max_distance=raw.get("relative_attention_max_distance", 128),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", True)),
-        start_id=_id(raw, generation, "decoder_start_token_id", pad_id),
+        router_bias=fields.flag("router_bias", default=False),
+        encoder_step=_step(fields, "encoder", layers),
+        decoder_step=_step(fields, "decoder", decoder_layers),
+        activation=_activation(fields),
+        norm_eps=fields.number("layer_norm_epsilon", default=1e-6),
+        num_buckets=fields.whole("relative_attention_num_buckets", least=4, default=32),
+        max_distance=fields.whole("relative_attention_max_distance", default=128),
+        tie_embeddings=fields.flag("tie_word_embeddings", default=True),
+        start_id=_id(fields, generation, "decoder_start_token_id", pad_id, vocab_size),
         pad_id=pad_id,
-        stop_ids=_stop_ids(raw, generation),
+        stop_ids=_stop_ids(fields, generation, vocab_size),
     )
 
 
-def _step(raw: Mapping[str, Any], stack: str, layers: int) -> int:
+def _activation(fields: Fields) -> str:
+    """That of dense_act_fn; older files say it again as feed_forward_proj, and is_gated_act."""
+    again = fields.text("feed_forward_proj", default="")
+    for name, gated in (
+        ("is_gated_act", fields.flag("is_gated_act", default=False)),
+        ("feed_forward_proj", "gated" in again),
+        ("dense_act_fn", "gated" in fields.text("dense_act_fn", default="relu")),
+    ):
+        if gated:
+            must = "is not covered: gated feed-forward layers are not (nor built by transformers)"
+            raise fields.wrong((name,), must)
+    found = activation(fields, "dense_act_fn", default="relu")
+    if again and activation(fields, "feed_forward_proj", default="relu") != found:
+        theirs = fields.text("dense_act_fn", default="relu")
+        raise fields.differ("dense_act_fn", theirs, "feed_forward_proj", again)
+    return found
+
+
+def _step(fields: Fields, stack: str, layers: int) -> int:
     """As written, or every how many-th layer is sparse by their number."""
-    step = raw.get(f"{stack}_sparse_step")
-    if step is not None:
-        return step
-    sparse = raw.get(f"num_sparse_{stack}_layers", 3)
+    if fields.has(f"{stack}_sparse_step"):
+        return fields.whole(f"{stack}_sparse_step", least=0)
+    sparse = fields.whole(f"num_sparse_{stack}_layers", least=0, default=3)
     return layers // sparse if sparse > 0 else layers
 
 
-def _id(raw: Mapping[str, Any], generation: Mapping[str, Any], name: str, default: int) -> int:
-    found = [x[name] for x in (generation, raw) if x.get(name) is not None]
-    return found[0] if found else default
-
-
-def _stop_ids(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Null: none; not there: 1, as transformers has it."""
-    for source in (generation, raw):
-        found = source.get("eos_token_id")
+def _id(fields: Fields, generation: Fields, name: str, default: int, vocab_size: int) -> int:
+    for source in (generation, fields):
+        found = source.token_id(name, vocab_size)
         if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
-    return () if "eos_token_id" in raw else (1,)
+            return found
+    return default
+
+
+def _stop_ids(fields: Fields, generation: Fields, vocab_size: int) -> tuple[int, ...]:
+    """Null: none; not there: 1, as transformers has it."""
+    for source in (generation, fields):
+        found = source.token_ids("eos_token_id", vocab_size)
+        if found is not None:
+            return found
+    return () if "eos_token_id" in fields.raw else (1,)
 
 
 def write_switch_config(config: SwitchConfig) -> dict[str, Any]:
@@ -254,13 +283,19 @@ def write_switch_config(config: SwitchConfig) -> dict[str, Any]:
         **write_ids(config),
     }
     plain = dataclasses.replace(config, dtype="float32")
-    known = config.activation != "relu2" and config.gate.capacity is not None
-    if not known or _read(raw, {}) != plain:
+    if not _says(raw, plain):
         raise UserError(
             f"transformers' {MODEL_TYPE} has no such model (its gate is top-1 softmax with a "
             f"capacity): {config}"
         )
     return raw
+
+
+def _says(raw: Mapping[str, Any], config: SwitchConfig) -> bool:
+    try:
+        return _read(Fields(raw, "config.json"), Fields({}, "config.json")) == config
+    except UserError:  # the family has no such value
+        return False
 
 
 def write_ids(config: SwitchConfig) -> dict[str, Any]:

@@ -15,23 +15,39 @@ from tokenizers import (
 )
 
 from moe_jax.errors import UserError
+from moe_jax.models.config_fields import same, shown
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
+    A byte order mark before it is skipped; a key that is there twice must have equal values.
+
     Raises:
       UserError: there is no such file, or it doesn't hold a JSON object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise UserError(f"{file} is missing; a Hugging Face model folder has one") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read as JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{file} can't be read as JSON: it is nested too deeply") from None
     if not isinstance(value, dict):
         raise UserError(f"{file} should hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and not same(found[key], value):
+            raise ValueError(f"the key {shown(key)} is there twice, with different values")
+        found[key] = value
+    return found
 
 
 def read_tokenizer(folder: pathlib.Path) -> Tokenizer:

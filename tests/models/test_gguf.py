@@ -308,7 +308,7 @@ def test_tokens_before_and_after_a_text_and_a_second_stop(tmp_path):
         ({"llama.block_count": "three"}, "block_count='three' must be of type int"),
         ({"llama.rope.freq_base": "x"}, "freq_base='x' must be of type float"),
         ({"llama.feed_forward_length": [20, 20, 20]}, "must be of type int"),
-        ({"llama.attention.head_count": 0}, "num_heads"),
+        ({"llama.attention.head_count": 0}, "num_attention_heads=0 must be a whole number >= 1"),
         ({"llama.feed_forward_length": 21}, r"has shape \(20, 24\), its config asks for"),
         ({"llama.attention.head_count_kv": 4}, "has shape"),
         ({"llama.block_count": 2}, "metadata do not describe: blk.2.attn_k.weight"),

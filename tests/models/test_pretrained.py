@@ -140,7 +140,7 @@ def test_missing_unknown_and_misshapen_weights(tmp_path):
         ({"is_decoder": True}, ("is_decoder",)),
         ({"hidden_act": "mish"}, ("'mish'", "gelu")),
         ({"num_attention_heads": 7}, ("num_heads=7 does not divide d_model=24",)),
-        ({"hidden_size": -24}, ("config.json", "encoder.d_model=-24 must be")),
+        ({"hidden_size": -24}, ("config.json: hidden_size=-24 must be a whole number >= 1",)),
         ({"max_position_embeddings": 2}, ("leaves 2 positions", "take 2")),
         ({"vocab_size": 12}, ("vocab_size=12", "ids up to 19")),
     ],
