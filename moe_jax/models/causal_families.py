@@ -87,8 +87,22 @@ def _base(fields: Fields, own: Defaults, **more: Any) -> CausalConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
         **more,
     )
+    _check_heads(fields, config)
     _check_windows(fields, config)
     return config
+
+
+def _check_heads(fields: Fields, config: CausalConfig) -> None:
+    """Refuses heads that do not go with the width or with each other."""
+    heads, width = config.num_heads, config.width_of_head
+    if config.head_dim is None and config.d_model % heads:
+        must = f"must divide hidden_size={config.d_model}"
+        raise fields.misfit("num_attention_heads", heads, must)
+    if width % 2:
+        raise fields.misfit("head_dim", width, "must be even")
+    if heads % config.num_kv_heads:
+        must = f"must divide num_attention_heads={heads}"
+        raise fields.misfit("num_key_value_heads", config.num_kv_heads, must)
 
 
 def _check_windows(fields: Fields, config: CausalConfig) -> None:
@@ -129,11 +143,8 @@ def _llama_raw(config: CausalConfig) -> dict[str, Any]:
 
 
 def _mixtral(fields: Fields) -> CausalConfig:
-    gate = GateConfig(
-        num_experts=fields.whole("num_local_experts", "num_experts", most=MOST_EXPERTS),
-        k=fields.whole("num_experts_per_tok"),
-        renormalise=True,
-    )
+    count = fields.whole("num_local_experts", "num_experts", most=MOST_EXPERTS)
+    gate = GateConfig(num_experts=count, k=_chosen(fields, count), renormalise=True)
     experts = ExpertsConfig(gate=gate, d_expert=fields.whole("intermediate_size"))
     own = Defaults(norm_eps=1e-5, theta=1e6, kv_heads=8)
     return _base(fields, own, window=fields.whole_or_none("sliding_window"), experts=experts)
@@ -247,12 +258,17 @@ def _sparse_layers(fields: Fields) -> tuple[int, ...] | None:
 
 def _plain_gate(fields: Fields) -> GateConfig:
     """Softmax, then top-k; renormalised where the file says so (released checkpoints differ)."""
-    return GateConfig(
-        # transformers 5 writes num_local_experts for some families whose files had num_experts.
-        num_experts=fields.whole("num_experts", "num_local_experts", most=MOST_EXPERTS),
-        k=fields.whole("num_experts_per_tok"),
-        renormalise=fields.flag("norm_topk_prob", default=False),
-    )
+    # transformers 5 writes num_local_experts for some families whose files had num_experts.
+    count = fields.whole("num_experts", "num_local_experts", most=MOST_EXPERTS)
+    normalised = fields.flag("norm_topk_prob", default=False)
+    return GateConfig(num_experts=count, k=_chosen(fields, count), renormalise=normalised)
+
+
+def _chosen(fields: Fields, count: int) -> int:
+    k = fields.whole("num_experts_per_tok")
+    if k > count:
+        raise fields.wrong(("num_experts_per_tok",), f"must be at most the {count} experts")
+    return k
 
 
 def _plain_gate_raw(config: CausalConfig) -> dict[str, Any]:

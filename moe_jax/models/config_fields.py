@@ -183,7 +183,12 @@ class Fields:
     def wrong(self, names: tuple[str, ...], must: str) -> UserError:
         """The error of a value: the file, the field, the value and what it must be."""
         name = next((n for n in names if n in self.raw), names[0])
-        return UserError(f"{self.where}: {self.path(name)}={shown(self.raw.get(name))} {must}")
+        return self.misfit(name, self.raw.get(name), must)
+
+    def misfit(self, name: str, value: Any, must: str) -> UserError:
+        """The error of a value that does not go with others; the field may be a default."""
+        default = "" if name in self.raw else " (its default)"
+        return UserError(f"{self.where}: {self.path(name)}={shown(value)}{default} {must}")
 
     def differ(self, name: str, value: Any, other: str, its: Any) -> UserError:
         """The error of two fields that say different things."""

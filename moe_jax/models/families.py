@@ -23,6 +23,12 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# DistilBERT's fields, and the names that transformers takes for them.
+_ALSO = {
+    "dim": ("dim", "hidden_size"),
+    "n_heads": ("n_heads", "num_attention_heads"),
+    "n_layers": ("n_layers", "num_hidden_layers"),
+}
 # More of these would only make a wrong number slow to refuse.
 MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
 
@@ -69,6 +75,13 @@ def _roberta(fields: Fields) -> EncoderConfig:
     return _bert_like(fields, pad_id, position_offset=pad_id + 1)
 
 
+def _heads(fields: Fields, name: str, width: str) -> int:
+    heads, d_model = (fields.whole(*_ALSO.get(n, (n,))) for n in (name, width))
+    if d_model % heads:
+        raise fields.wrong(_ALSO.get(name, (name,)), f"must divide {width}={d_model}")
+    return heads
+
+
 def _vocab_size(fields: Fields) -> int:
     return fields.whole("vocab_size")
 
@@ -83,9 +96,9 @@ def _bert_like(fields: Fields, pad_id: int, *, position_offset: int = 0) -> Enco
         vocab_size=_vocab_size(fields),
         d_model=fields.whole("hidden_size"),
         num_layers=fields.whole("num_hidden_layers", most=MOST_LAYERS),
-        num_heads=fields.whole("num_attention_heads"),
+        num_heads=_heads(fields, "num_attention_heads", "hidden_size"),
         d_ff=fields.whole("intermediate_size"),
-        num_positions=fields.whole("max_position_embeddings"),
+        num_positions=fields.whole("max_position_embeddings", least=position_offset + 1),
         position_offset=position_offset,
         num_token_types=fields.whole("type_vocab_size"),
         activation=activation(fields, "hidden_act", default="gelu"),
@@ -98,10 +111,9 @@ def _distilbert(fields: Fields) -> EncoderConfig:
     vocab_size = _vocab_size(fields)
     return EncoderConfig(
         vocab_size=vocab_size,
-        # The second names are those that transformers takes for the first.
-        d_model=fields.whole("dim", "hidden_size"),
-        num_layers=fields.whole("n_layers", "num_hidden_layers", most=MOST_LAYERS),
-        num_heads=fields.whole("n_heads", "num_attention_heads"),
+        d_model=fields.whole(*_ALSO["dim"]),
+        num_layers=fields.whole(*_ALSO["n_layers"], most=MOST_LAYERS),
+        num_heads=_heads(fields, "n_heads", "dim"),
         d_ff=fields.whole("hidden_dim"),
         num_positions=fields.whole("max_position_embeddings"),
         num_token_types=0,

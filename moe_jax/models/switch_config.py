@@ -176,6 +176,7 @@ def _read(fields: Fields, generation: Fields) -> SwitchConfig:
     if fields.value("num_decoder_layers") is not None:
         decoder_layers = fields.whole("num_decoder_layers", most=MOST_LAYERS)
     vocab_size = fields.whole("vocab_size")
+    buckets = fields.whole("relative_attention_num_buckets", least=4, default=32)
     pad_id = _id(fields, generation, "pad_token_id", 0, vocab_size)
     return SwitchConfig(
         vocab_size=vocab_size,
@@ -189,20 +190,30 @@ def _read(fields: Fields, generation: Fields) -> SwitchConfig:
             num_experts=fields.whole("num_experts", most=MOST_EXPERTS),
             k=1,
             capacity=fields.whole("expert_capacity"),
-            jitter=fields.number("router_jitter_noise", default=0.01, zero=True),
+            jitter=_jitter(fields),
         ),
         router_bias=fields.flag("router_bias", default=False),
         encoder_step=_step(fields, "encoder", layers),
         decoder_step=_step(fields, "decoder", decoder_layers),
         activation=_activation(fields),
         norm_eps=fields.number("layer_norm_epsilon", default=1e-6),
-        num_buckets=fields.whole("relative_attention_num_buckets", least=4, default=32),
-        max_distance=fields.whole("relative_attention_max_distance", default=128),
+        num_buckets=buckets,
+        # Half the buckets are of one distance each.
+        max_distance=fields.whole(
+            "relative_attention_max_distance", least=buckets // 2 + 1, default=128
+        ),
         tie_embeddings=fields.flag("tie_word_embeddings", default=True),
         start_id=_id(fields, generation, "decoder_start_token_id", pad_id, vocab_size),
         pad_id=pad_id,
         stop_ids=_stop_ids(fields, generation, vocab_size),
     )
+
+
+def _jitter(fields: Fields) -> float:
+    jitter = fields.number("router_jitter_noise", default=0.01, zero=True)
+    if jitter >= 1:
+        raise fields.wrong(("router_jitter_noise",), "must be less than 1")
+    return jitter
 
 
 def _activation(fields: Fields) -> str:

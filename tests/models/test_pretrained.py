@@ -139,7 +139,7 @@ def test_missing_unknown_and_misshapen_weights(tmp_path):
         ({"position_embedding_type": "relative_key"}, ("'relative_key' is not covered",)),
         ({"is_decoder": True}, ("is_decoder",)),
         ({"hidden_act": "mish"}, ("'mish'", "gelu")),
-        ({"num_attention_heads": 7}, ("num_heads=7 does not divide d_model=24",)),
+        ({"num_attention_heads": 7}, ("num_attention_heads=7 must divide hidden_size=24",)),
         ({"hidden_size": -24}, ("config.json: hidden_size=-24 must be a whole number >= 1",)),
         ({"max_position_embeddings": 2}, ("leaves 2 positions", "take 2")),
         ({"vocab_size": 12}, ("vocab_size=12", "ids up to 19")),
