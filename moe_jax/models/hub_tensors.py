@@ -99,13 +99,14 @@ def _value(
     dtype: np.dtype,
 ) -> np.ndarray:
     """One parameter from its tensors, which are read one after the other."""
-    value = np.empty(shape, dtype)
-    each = value if source.stacked else value[None]
+    theirs = _theirs(source.form, shape[1:] if source.stacked else shape)
     for i, name in enumerate(source.names):
         part = np.asarray(read(name))
-        theirs = _theirs(source.form, each.shape[1:])
         if part.shape != theirs:
             raise UserError(f"{where}: {name} has shape {part.shape}, its config asks for {theirs}")
+        if i == 0:  # the config may ask for more than there is memory
+            value = np.empty(shape, dtype)
+            each = value if source.stacked else value[None]
         each[i] = _turned(source.form, part).astype(dtype)
     return value
 
