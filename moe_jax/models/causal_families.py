@@ -25,7 +25,10 @@ Raw = Mapping[str, Any]
 
 
 class FfnNames(NamedTuple):
-    """Names of a family's feed-forward tensors, below model.layers.N."""
+    """Names of a family's feed-forward tensors, below model.layers.N.
+
+    `moe` is where a mixture stands in published files; transformers 5 calls it "mlp" in all.
+    """
 
     moe: str = "mlp"
     up: str = "up_proj"

@@ -20,6 +20,7 @@ from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.config_fields import Fields
 from moe_jax.models.embedded_lm import DEFAULT_LM
+from moe_jax.models.quantised import dequantised
 from moe_jax.models.tensor_files import open_tensors, write_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer
 
@@ -75,15 +76,17 @@ def load_lm(
     dtype = _set_dtype(config, dtype)
     tokenizer = read_tokenizer(folder)
     _check_fit(tokenizer, config, folder)
-    with open_tensors(folder) as found:
-        model = causal_weights.build(
-            config,
-            names,
-            found.names,
-            found.read,
-            str(folder),
-            param_dtype=jnp.dtype(param_dtype or dtype),
-        )
+    files = dequantised(open_tensors(folder), raw, str(folder))
+    found = causal_weights.as_published(config, names, files, str(folder))
+    config = causal_weights.with_own_output(config, found)
+    model = causal_weights.build(
+        config,
+        names,
+        found.names,
+        found.read,
+        str(folder),
+        param_dtype=jnp.dtype(param_dtype or dtype),
+    )
     return PretrainedLM(model, tokenizer, config, stop_ids, str(path))
 
 

@@ -1,29 +1,45 @@
 """Names of the tensors of Hugging Face's causal language models, and what they are called here."""
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Iterator
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from moe_jax.errors import UserError
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_families import FfnNames
 from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.hub_tensors import Path, Source, check_names, from_tensors, to_tensors
+from moe_jax.models.hub_tensors import (
+    Path,
+    Place,
+    Source,
+    check_count,
+    check_names,
+    equal,
+    from_tensors,
+    placed,
+    to_tensors,
+)
+from moe_jax.models.tensor_files import FileTensors, Tensors
 
+_log = logging.getLogger(__name__)
 # Constants that older files carry; they are computed here.
 _BUFFERS = ("rotary_emb.inv_freq",)
+_TABLE, _OUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def sources(config: CausalConfig, names: FfnNames) -> dict[Path, Source]:
     """For each parameter of CausalLM(config), the tensors that it is made of."""
     table: dict[Path, Source] = {
-        ("token", "embedding"): Source(("model.embed_tokens.weight",)),
+        ("token", "embedding"): Source((_TABLE,)),
         ("norm", "scale"): Source(("model.norm.weight",)),
     }
     if not config.tie_embeddings:
-        table[("out", "kernel")] = Source(("lm_head.weight",), "matrix")
+        table[("out", "kernel")] = Source((_OUT,), "matrix")
     for i in range(config.num_layers):
         theirs = f"model.layers.{i}"
         layer: dict[Path, Source] = {
@@ -79,10 +95,83 @@ def _mixture(config: CausalConfig, theirs: str, names: FfnNames) -> dict[Path, S
     return table
 
 
+def as_published(config: CausalConfig, names: FfnNames, found: FileTensors, where: str) -> Tensors:
+    """The tensors of a folder under the names of the published files.
+
+    transformers 5 keeps the experts of a layer as two tensors, [experts, 2 * width, hidden] (the
+    rows of the gate, then those of up) and [experts, hidden, width], and writes them so with
+    save_original_format=False; and it calls every mixture "mlp".
+
+    Args:
+      config: the model's shape.
+      names: of the feed-forward tensors.
+      found: what the files hold.
+      where: the folder, for messages.
+
+    Raises:
+      UserError: a stack of experts has another shape than the config says, or a tensor is there
+        twice, with two values.
+    """
+    check_count(config.num_layers, "layers", found.shapes, where)
+    mixtures = {
+        f"model.layers.{i}.mlp": f"model.layers.{i}.{names.moe}" for i in config.expert_layers
+    }
+    stacks = {
+        f"{mixture}.experts.{stack}": tuple(
+            f"{mixture}.experts.{{}}.{part}.weight" for part in parts
+        )
+        for mixture in mixtures.values()
+        for stack, parts in (("gate_up_proj", (names.gate, names.up)), ("down_proj", (names.down,)))
+    }
+    places: list[tuple[str, Place]] = []
+    for name, shape in found.shapes.items():
+        start = ".".join(name.split(".", 4)[:4])
+        ours = mixtures.get(start, start) + name.removeprefix(start)
+        if ours in stacks:
+            places += _slices(config, name, shape, stacks[ours], where)
+        else:
+            places.append((ours, Place(name)))
+    if config.tie_embeddings and _TABLE not in found.shapes and _OUT in found.shapes:
+        places.append((_TABLE, Place(_OUT)))
+    return placed(found, places, where)
+
+
+def _slices(
+    config: CausalConfig, name: str, shape: tuple[int, ...], parts: tuple[str, ...], where: str
+) -> Iterator[tuple[str, Place]]:
+    """The experts' matrices in a stack of them, whose rows are those of the parts in turn."""
+    experts = config.experts
+    assert experts is not None
+    rows = experts.d_expert if len(parts) > 1 else config.d_model
+    columns = config.d_model if len(parts) > 1 else experts.d_expert
+    wanted = (experts.gate.num_experts, len(parts) * rows, columns)
+    if shape != wanted:
+        raise UserError(f"{where}: {name} has shape {shape}, its config asks for {wanted}")
+    for e in range(wanted[0]):
+        for i, part in enumerate(parts):
+            yield part.format(e), Place(name, (e, slice(i * rows, (i + 1) * rows)))
+
+
+def with_own_output(config: CausalConfig, found: Tensors) -> CausalConfig:
+    """The config, untied where the files have an output layer that isn't the embedding table.
+
+    As transformers 5 has it: models that were trained on keep tie_word_embeddings=true of the one
+    they began as.
+    """
+    if not config.tie_embeddings or not {_TABLE, _OUT} <= set(found.names):
+        return config
+    if equal(found.read(_TABLE), found.read(_OUT)):
+        return config
+    _log.warning(
+        "tie_word_embeddings=true, but %s is not the embedding table: it is kept as it is", _OUT
+    )
+    return dataclasses.replace(config, tie_embeddings=False)
+
+
 def build(
     config: CausalConfig,
     names: FfnNames,
-    found: Iterable[str],
+    found: Collection[str],
     read: Callable[[str], np.ndarray],
     where: str,
     *,
@@ -101,11 +190,13 @@ def build(
     Raises:
       UserError: a tensor is missing, unknown, or has another shape than the config says.
     """
+    if config.experts is not None:
+        check_count(config.experts.gate.num_experts, "experts", found, where)
     table = sources(config, names)
     wanted = {name for source in table.values() for name in source.names}
     there = {name for name in found if not name.endswith(_BUFFERS)}
-    # Tied models may carry the output layer all the same.
-    check_names(wanted, there, where, ignored=["lm_head.weight"] if config.tie_embeddings else [])
+    # Tied models may carry the output layer all the same: equal, as with_own_output saw.
+    check_names(wanted, there, where, ignored=[_OUT] if config.tie_embeddings else [])
     return from_tensors(
         lambda: CausalLM(config, rngs=nnx.Rngs(0)), table, read, where, param_dtype=param_dtype
     )

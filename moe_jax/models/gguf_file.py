@@ -5,6 +5,7 @@ Quantised tensors become float32, exactly as the format defines them. No code of
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from moe_jax.models.causal_families import FfnNames
 from moe_jax.models.gguf_config import PAIRED, raw_config
 from moe_jax.models.gguf_metadata import Metadata
 from moe_jax.models.gguf_tokenizer import read_gguf_tokenizer
-from moe_jax.models.tensor_files import Tensors
+from moe_jax.models.hub_tensors import Place
+from moe_jax.models.tensor_files import Index, Tensors
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
@@ -62,13 +64,6 @@ class GgufModel(NamedTuple):
     tensors: Tensors
 
 
-class _Place(NamedTuple):
-    """Where a tensor stands: under a name, or as one expert of the stack of that name."""
-
-    name: str
-    expert: int | None = None
-
-
 def read_gguf(file: pathlib.Path) -> GgufModel:
     """Opens a GGUF file of a covered architecture.
 
@@ -88,7 +83,7 @@ def read_gguf(file: pathlib.Path) -> GgufModel:
     shapes = {name: tuple(tensor.shape.tolist()[::-1]) for name, tensor in held.items()}
     raw = raw_config(metadata, shapes)
     config, names = causal_families.read_causal_config(raw, str(file))
-    places = _places(file, config, names, set(held))
+    places = _places(file, config, names, shapes)
     tokenizer, stop_ids = read_gguf_tokenizer(metadata)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config.vocab_size:
@@ -100,7 +95,7 @@ def read_gguf(file: pathlib.Path) -> GgufModel:
 
     def read(name: str) -> np.ndarray:
         place = places[name]
-        value = _dequantise(file, held[place.name], place.expert)
+        value = _dequantise(file, held[place.name], place.part)
         if name.endswith(".shared_expert_gate.weight"):
             return value.reshape(1, -1)  # a row that llama.cpp's converter makes a vector
         for part, heads in (("q_proj", config.num_heads), ("k_proj", config.num_kv_heads)):
@@ -141,40 +136,39 @@ def halves_from_pairs(value: Float[np.ndarray, "..."], heads: int) -> Float[np.n
 
 
 def _open(file: pathlib.Path) -> Any:
-    """The `gguf` package's reader."""
+    """The `gguf` package's reader, of a file that is whole."""
     try:
-        import gguf
+        import gguf  # noqa: F401
+
+        from moe_jax.models.gguf_reader import read_whole
     except ImportError:
         raise UserError(f"{file}: GGUF files need the package gguf: pip install gguf") from None
     if not file.is_file():
         raise UserError(f"model {str(file)!r} is not a file")
-    try:
-        reader = gguf.GGUFReader(file)
-    except (OSError, ValueError, LookupError, OverflowError, MemoryError, TypeError) as error:
-        raise UserError(f"{file} is not a whole GGUF file: {error}") from None
-    if reader.byte_order != "I":
-        raise UserError(f"{file} is a GGUF file of the other byte order, which is not covered")
-    return reader
+    return read_whole(file)
 
 
 def _places(
-    file: pathlib.Path, config: CausalConfig, names: FfnNames, found: set[str]
-) -> dict[str, _Place]:
+    file: pathlib.Path,
+    config: CausalConfig,
+    names: FfnNames,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Place]:
     """From Hugging Face's names of the model's tensors to their places in the file."""
-    table = {hub: _Place(name) for hub, name in _TOP.items()}
+    table = {hub: Place(name) for hub, name in _TOP.items()}
     layer = _LAYER | {f"{names.moe}.{hub}": name for hub, name in _MIXTURE.items()}
     for i in range(config.num_layers):
         table |= {
-            f"model.layers.{i}.{hub}": _Place(f"blk.{i}.{name}") for hub, name in layer.items()
+            f"model.layers.{i}.{hub}": Place(f"blk.{i}.{name}") for hub, name in layer.items()
         }
         if i in config.expert_layers:
-            table |= _expert_places(i, config, names, found)
+            table |= _expert_places(file, i, config, names, shapes)
     wanted = {}
     for source in causal_weights.sources(config, names).values():
         for name in source.names:
             stem, _, kind = name.rpartition(".")
             wanted[name] = table[stem]._replace(name=f"{table[stem].name}.{kind}")
-    theirs = {place.name for place in wanted.values()}
+    theirs, found = {place.name for place in wanted.values()}, set(shapes)
     for what, which in (
         ("lacks tensors that its metadata call for", theirs - found),
         ("has tensors that its metadata do not describe", found - theirs),
@@ -186,26 +180,46 @@ def _places(
 
 
 def _expert_places(
-    i: int, config: CausalConfig, names: FfnNames, found: set[str]
-) -> dict[str, _Place]:
-    """A layer's experts: slices of three stacks, or (files of early 2024) a tensor each."""
+    file: pathlib.Path,
+    i: int,
+    config: CausalConfig,
+    names: FfnNames,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Place]:
+    """A layer's experts: slices of three stacks, or of two, or (files of early 2024) a tensor each.
+
+    Of two, one has the rows of the gate and then those of up.
+    """
     assert config.experts is not None
+    rows, both = config.experts.d_expert, f"blk.{i}.ffn_gate_up_exps"
+    shape, fused = shapes.get(f"{both}.weight"), {}
+    if shape is not None:
+        fused = {"gate": slice(0, rows), "up": slice(rows, 2 * rows)}
+        if shape[1] != 2 * rows:
+            raise UserError(f"{file}: {both}.weight has shape {shape}, not 2 x {rows} rows")
     table = {}
     for part, hub in (("up", names.up), ("gate", names.gate), ("down", names.down)):
-        each = f"blk.{i}.ffn_{part}.0.weight" in found
+        each = f"blk.{i}.ffn_{part}.0.weight" in shapes
         for e in range(config.experts.gate.num_experts):
-            own, stack = _Place(f"blk.{i}.ffn_{part}.{e}"), _Place(f"blk.{i}.ffn_{part}_exps", e)
-            table[f"model.layers.{i}.{names.moe}.experts.{e}.{hub}"] = own if each else stack
+            if part in fused:
+                place = Place(both, (e, fused[part]))
+            elif each:
+                place = Place(f"blk.{i}.ffn_{part}.{e}")
+            else:
+                place = Place(f"blk.{i}.ffn_{part}_exps", (e,))
+            table[f"model.layers.{i}.{names.moe}.experts.{e}.{hub}"] = place
     return table
 
 
-def _dequantise(file: pathlib.Path, tensor: Any, expert: int | None) -> np.ndarray:
-    """A tensor, or one expert's slice of a stack: the others' bytes are not read."""
+def _dequantise(file: pathlib.Path, tensor: Any, index: Index) -> np.ndarray:
+    """A tensor, or one expert's part of a stack: the others' bytes are not read."""
     import gguf
 
-    data = tensor.data if expert is None else tensor.data[expert]
     try:
-        return np.asarray(gguf.quants.dequantize(data, tensor.tensor_type), np.float32)
+        # Scales of a damaged file may be anything; the caller asks for finite values.
+        with np.errstate(all="ignore"):
+            value = gguf.quants.dequantize(tensor.data[index], tensor.tensor_type)
     except NotImplementedError:
         kind = tensor.tensor_type.name
         raise UserError(f"{file}: {tensor.name} is of type {kind}, which is not covered") from None
+    return np.asarray(value, np.float32)

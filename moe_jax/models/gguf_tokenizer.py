@@ -89,6 +89,7 @@ def read_gguf_tokenizer(metadata: Metadata) -> tuple[Tokenizer, tuple[int, ...]]
     tokens = metadata.need(f"{_START}.tokens", list)
     if not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{file}: no tokenizer can be made of {_START}.tokens, which are not texts")
+    _check_twice(metadata, tokens)
     kinds = metadata.get(f"{_START}.token_type", list) or [_NORMAL] * len(tokens)
     if len(kinds) != len(tokens):
         raise UserError(f"{file}: {_START}.token_type has {len(kinds)} of {len(tokens)} tokens")
@@ -108,6 +109,17 @@ def read_gguf_tokenizer(metadata: Metadata) -> tuple[Tokenizer, tuple[int, ...]]
     _add_ends(tokenizer, metadata, tokens, ids, bos)
     stops = (ids[name] for name in ("eos", "eot"))
     return tokenizer, tuple(dict.fromkeys(i for i in stops if i is not None))
+
+
+def _check_twice(metadata: Metadata, tokens: list[str]) -> None:
+    """Refuses a text with two ids, of which only one could be told; without a text they may be."""
+    ids: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if token and ids.setdefault(token, i) != i:
+            raise UserError(
+                f"{metadata.file}: {_START}.tokens has {token!r:.60} twice, as ids {ids[token]} "
+                f"and {i} (llama.cpp refuses that too); load the model's folder"
+            )
 
 
 def _byte_level(metadata: Metadata, tokens: list[str]) -> tuple[Tokenizer, bool]:

@@ -4,7 +4,7 @@ A parameter of ours is one tensor of theirs, transposed where it is a Linear's m
 [out, in]), or a stack of them, one of each expert.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
+from moe_jax.models.tensor_files import FileTensors, Index, Tensors
 
 Path = tuple[Any, ...]
 Model = TypeVar("Model", bound=nnx.Module)
@@ -30,6 +31,70 @@ class Source(NamedTuple):
     names: tuple[str, ...]
     form: str = "as is"
     stacked: bool = False
+
+
+class Place(NamedTuple):
+    """Where a tensor of a model stands in its files.
+
+    Attributes:
+      name: there.
+      part: which part of that one it is.
+    """
+
+    name: str
+    part: Index = ()
+
+
+def placed(found: FileTensors, places: Iterable[tuple[str, Place]], where: str) -> Tensors:
+    """The tensors of a model by its own names for them.
+
+    Args:
+      found: what the files hold.
+      places: names and where they stand; a name may come more than once.
+      where: the folder, for messages.
+
+    Raises:
+      UserError: a name stands for two tensors that aren't equal.
+    """
+    table: dict[str, Place] = {}
+    for name, place in places:
+        first = table.setdefault(name, place)
+        if first != place and not equal(found.read(*first), found.read(*place)):
+            raise UserError(
+                f"{where} has {name} twice, as {first.name} and as {place.name}, which differ"
+            )
+    return Tensors(tuple(table), lambda name: found.read(*table[name]))
+
+
+def equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two tensors have one shape and the same values, whatever their dtypes."""
+    if one.shape != other.shape:
+        return False
+    one, other, rows = np.atleast_1d(one), np.atleast_1d(other), 4096
+    return all(
+        np.array_equal(one[i : i + rows].astype(np.float64), other[i : i + rows].astype(np.float64))
+        for i in range(0, len(one), rows)
+    )
+
+
+def check_count(count: int, what: str, found: Collection[str], where: str) -> None:
+    """Refuses a config that asks for more layers or experts than there are tensors.
+
+    Names of tensors are made of these numbers, and must not be made without end.
+    """
+    if count > len(found):
+        raise UserError(f"{where} has {len(found)} tensors, too few for {count} {what}")
+
+
+def finite(value: np.ndarray, name: str, where: str) -> np.ndarray:
+    """The values, if all are numbers.
+
+    Raises:
+      UserError: one isn't.
+    """
+    if not np.isfinite(value).all():
+        raise UserError(f"{where}: {name} has values that are not finite as {value.dtype}")
+    return value
 
 
 def check_names(wanted: set[str], found: set[str], where: str, *, ignored: Collection[str]) -> None:
@@ -100,14 +165,17 @@ def _value(
 ) -> np.ndarray:
     """One parameter from its tensors, which are read one after the other."""
     theirs = _theirs(source.form, shape[1:] if source.stacked else shape)
+    value, each = None, np.empty(0)
     for i, name in enumerate(source.names):
         part = np.asarray(read(name))
         if part.shape != theirs:
             raise UserError(f"{where}: {name} has shape {part.shape}, its config asks for {theirs}")
-        if i == 0:  # the config may ask for more than there is memory
+        if value is None:  # not before a tensor was as large as the config says
             value = np.empty(shape, dtype)
             each = value if source.stacked else value[None]
-        each[i] = _turned(source.form, part).astype(dtype)
+        with np.errstate(over="ignore"):
+            each[i] = finite(_turned(source.form, part).astype(dtype), name, where)
+    assert value is not None
     return value
 
 

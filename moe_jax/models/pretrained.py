@@ -4,7 +4,7 @@ Nothing is downloaded, nothing is unpickled, and neither torch nor transformers 
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from tokenizers import Tokenizer
@@ -13,7 +13,9 @@ from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig
+from moe_jax.models.hub_tensors import Place, placed
 from moe_jax.models.packaged import packaged_file
+from moe_jax.models.quantised import dequantised
 from moe_jax.models.tensor_files import open_tensors
 from moe_jax.models.tokenizer import read_json, read_tokenizer, special_ids
 
@@ -58,12 +60,13 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     file = folder / "config.json"
-    config, names = families.read_config(read_json(file), str(file))
+    raw = read_json(file)
+    config, names = families.read_config(raw, str(file))
     config.dtype = dtype
     config.validate()
     tokenizer = read_tokenizer(folder)
     _check_fit(tokenizer, config, folder)
-    model = _read_weights(folder, config, names)
+    model = _read_weights(folder, raw, config, names)
     return Pretrained(model, tokenizer, config, name_or_path)
 
 
@@ -103,10 +106,11 @@ def _check_fit(tokenizer: Tokenizer, config: EncoderConfig, folder: pathlib.Path
         )
 
 
-def _read_weights(folder: pathlib.Path, config: EncoderConfig, names: weights.Names) -> Encoder:
+def _read_weights(
+    folder: pathlib.Path, raw: dict[str, Any], config: EncoderConfig, names: weights.Names
+) -> Encoder:
     """Builds the encoder from the folder's safetensors, one file or several."""
-    with open_tensors(folder) as tensors:
-        key_of = {weights.plain_name(key, names): key for key in tensors.names}
-        return weights.build(
-            config, names, key_of, lambda name: tensors.read(key_of[name]), str(folder)
-        )
+    files = dequantised(open_tensors(folder), raw, str(folder))
+    plain = ((weights.plain_name(name, names), Place(name)) for name in files.shapes)
+    found = placed(files, plain, str(folder))
+    return weights.build(config, names, found.names, found.read, str(folder))

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import switch_weights
+from moe_jax.models.quantised import dequantised
 from moe_jax.models.switch import SwitchTransformer
 from moe_jax.models.switch_config import (
     SwitchConfig,
@@ -66,8 +67,9 @@ def load_switch(
             f"model {name!r} is not a folder with config.json and *.safetensors (tokenizer.json)"
         )
     extra = folder / "generation_config.json"
+    raw = read_json(folder / "config.json")
     config = read_switch_config(
-        read_json(folder / "config.json"),
+        raw,
         str(folder / "config.json"),
         generation=read_json(extra) if extra.is_file() else None,
     )
@@ -84,14 +86,14 @@ def load_switch(
                 f"{folder}: the tokenizer has ids up to {largest}, config.json has "
                 f"vocab_size={config.vocab_size}: it is another model's"
             )
-    with open_tensors(folder) as found:
-        model = switch_weights.build(
-            config,
-            found.names,
-            found.read,
-            str(folder),
-            param_dtype=jnp.dtype(param_dtype or dtype),
-        )
+    found = dequantised(open_tensors(folder), raw, str(folder))
+    model = switch_weights.build(
+        config,
+        found.shapes,
+        found.read,
+        str(folder),
+        param_dtype=jnp.dtype(param_dtype or dtype),
+    )
     model.eval()
     return PretrainedSwitch(model, tokenizer, config, name)
 

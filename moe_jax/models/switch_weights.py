@@ -1,6 +1,6 @@
 """Names of the tensors of Hugging Face's Switch Transformers, and what they are called here."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,15 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
-from moe_jax.models.hub_tensors import Path, Source, check_names, from_tensors, to_tensors
+from moe_jax.models.hub_tensors import (
+    Path,
+    Source,
+    check_count,
+    check_names,
+    equal,
+    from_tensors,
+    to_tensors,
+)
 from moe_jax.models.switch import SwitchTransformer
 from moe_jax.models.switch_config import SwitchConfig
 
@@ -74,7 +82,7 @@ def _layer(config: SwitchConfig, theirs: str, decoder: bool, sparse: bool) -> di
 
 def build(
     config: SwitchConfig,
-    found: Iterable[str],
+    found: Collection[str],
     read: Callable[[str], np.ndarray],
     where: str,
     *,
@@ -94,6 +102,8 @@ def build(
         tables that differ.
     """
     found = set(found)
+    check_count(config.num_layers + config.num_decoder_layers, "layers", found, where)
+    check_count(config.gate.num_experts, "experts", found, where)
     table = sources(config)
     renamed = _tables(config, found, read, where)
     table = {
@@ -122,9 +132,8 @@ def _tables(
     if not config.tie_embeddings:
         return {n: SHARED for n in (_ENCODER, _DECODER) if n not in found and SHARED in found}
     there = [n for n in (SHARED, _ENCODER, _DECODER, _OUT) if n in found]
-    first = read(there[0]) if len(there) > 1 else None
     for name in there[1:]:
-        if not np.array_equal(np.asarray(first), np.asarray(read(name))):
+        if not equal(read(there[0]), read(name)):
             raise UserError(
                 f"{where}: its config says tie_word_embeddings=true, but {name} is not equal to "
                 f"{there[0]}"

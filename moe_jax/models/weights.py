@@ -5,7 +5,7 @@ A weight of ours is one tensor of theirs, transposed where it is a Linear's matr
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.models.bert import Encoder, EncoderConfig
+from moe_jax.models.hub_tensors import check_count, finite
 
 Path = tuple[Any, ...]
 
@@ -90,8 +91,8 @@ def sources(config: EncoderConfig, names: Names) -> dict[Path, tuple[str, ...]]:
 
 def plain_name(name: str, names: Names) -> str:
     """A tensor's name without the model's prefix, and with today's names for layer norms."""
-    for prefix in names.prefixes:
-        name = name.removeprefix(prefix)
+    prefix = next((prefix for prefix in names.prefixes if name.startswith(prefix)), "")
+    name = name.removeprefix(prefix)
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if name.endswith(old):
             name = name.removesuffix(old) + new
@@ -118,7 +119,7 @@ def check_names(found: Iterable[str], wanted: Iterable[str], names: Names, where
 def build(
     config: EncoderConfig,
     names: Names,
-    found: Iterable[str],
+    found: Collection[str],
     read: Callable[[str], np.ndarray],
     where: str,
 ) -> Encoder:
@@ -137,21 +138,25 @@ def build(
     Raises:
       UserError: a weight is missing, unknown, or has another shape than the config says.
     """
+    check_count(config.num_layers, "layers", found, where)
     table = sources(config, names)
     check_names(found, (name for group in table.values() for name in group), names, where)
     shapes = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(shapes)
     leaves = []
     for path, leaf in nnx.to_flat_state(state):
-        parts = [np.asarray(read(name), np.float32) for name in table[path]]
+        turned = path[-1] == "kernel"
+        wanted = leaf.shape[::-1] if turned else leaf.shape
+        wanted = (wanted[0] // len(table[path]), *wanted[1:])
+        parts = []
+        for name in table[path]:
+            part = read(name)
+            if part.shape != wanted:
+                raise UserError(
+                    f"{where}: {name} has shape {part.shape}, its config.json calls for {wanted}"
+                )
+            with np.errstate(over="ignore"):
+                parts.append(finite(part.astype(np.float32), name, where))
         value = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        value = value.T if path[-1] == "kernel" else value
-        if value.shape != leaf.shape:
-            wanted = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
-            wanted = (wanted[0] // len(parts), *wanted[1:])
-            raise UserError(
-                f"{where}: {table[path][0]} has shape {parts[0].shape}, "
-                f"its config.json calls for {wanted}"
-            )
-        leaves.append((path, leaf.replace(jnp.asarray(value))))
+        leaves.append((path, leaf.replace(jnp.asarray(value.T if turned else value))))
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
