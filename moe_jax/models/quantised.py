@@ -139,10 +139,12 @@ def _check_parts(found: FileTensors, where: str) -> None:
 
 
 def _spread(found: FileTensors, name: str, size: tuple[int, int], index: Index) -> np.ndarray:
-    """The factor of each value of a weight's part."""
+    """The factor of each value of a weight's part, which has whole rows."""
     shape = found.shapes[name]
     lead = len(shape) - 2
+    assert len(index) < len(shape)
     grid = (*shape[:-2], -(-shape[-2] // size[0]), -(-shape[-1] // size[1]))
     scale = found.read(f"{name}{_SCALE}").reshape(grid)[index[:lead]].astype(np.float32)
-    rows = np.repeat(scale, size[0], axis=-2)[..., : shape[-2], :][index[lead:]]
+    rows = np.repeat(scale, size[0], axis=-2)[..., : shape[-2], :]
+    rows = rows[(..., *index[lead:], slice(None))]
     return np.repeat(rows, size[1], axis=-1)[..., : shape[-1]]

@@ -102,7 +102,7 @@ def open_tensors(folder: pathlib.Path) -> FileTensors:
                 f"{entry.file}: {name} is of dtype {entry.kind}, not a weight's but part of "
                 f"quantised ones: {INSTEAD}"
             )
-        return entry.data.view(FLOATS[entry.kind]).reshape(entry.shape)[index]
+        return np.asarray(entry.data.view(FLOATS[entry.kind]).reshape(entry.shape)[index])
 
     return FileTensors(
         {name: entry.shape for name, entry in entries.items()},
