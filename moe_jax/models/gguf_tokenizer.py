@@ -5,6 +5,7 @@ tokenizer does (NFC before Qwen's and OLMo's), the model's own is followed, so t
 the folder it was made from give the same tokens.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from tokenizers import (
@@ -93,6 +94,8 @@ def read_gguf_tokenizer(metadata: Metadata) -> tuple[Tokenizer, tuple[int, ...]]
     kinds = metadata.get(f"{_START}.token_type", list) or [_NORMAL] * len(tokens)
     if len(kinds) != len(tokens):
         raise UserError(f"{file}: {_START}.token_type has {len(kinds)} of {len(tokens)} tokens")
+    if not all(isinstance(code, int) for code in kinds):
+        raise UserError(f"{file}: {_START}.token_type has what is no whole number")
     pieces = kind == "llama"
     if pieces:
         tokenizer, bos = _sentence_pieces(metadata, tokens, kinds), True
@@ -185,6 +188,8 @@ def _merges_from_scores(
         raise UserError(
             f"{metadata.file}: {_START}.scores has {len(scores)} of {len(tokens)} tokens"
         )
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        raise UserError(f"{metadata.file}: {_START}.scores has what is no number")
     normal = {
         token: score
         for token, score, kind in zip(tokens, scores, kinds, strict=True)

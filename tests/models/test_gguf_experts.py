@@ -111,6 +111,47 @@ def test_a_tensor_for_each_expert_as_in_early_files(tmp_path):
         load_lm(file)
 
 
+def fuse(tensors: dict[str, Any]) -> None:
+    """A layer's gates and ups in one tensor, rows of the gate first."""
+    for name in [name for name in tensors if "ffn_gate_exps." in name]:
+        parts = [tensors.pop(name.replace("_gate_", f"_{part}_")) for part in ("gate", "up")]
+        fused = name.replace("_gate_", "_gate_up_")
+        if isinstance(parts[0], tuple):
+            tensors[fused] = (np.concatenate([raw for raw, _ in parts], axis=1), parts[0][1])
+        else:
+            tensors[fused] = np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("config", [MIXTRAL, OLMOE, QWEN2, QWEN3], ids=lambda c: c["model_type"])
+def test_gate_and_up_in_one_tensor(tmp_path, config):
+    fused = gguf_file.read_gguf(write(tmp_path / "m.gguf", config, edit=fuse))
+    plain = gguf_file.read_gguf(write(tmp_path / "p.gguf", config))
+    assert fused.config == plain.config
+    assert set(fused.tensors.names) == set(plain.tensors.names)
+    for name in plain.tensors.names:
+        np.testing.assert_array_equal(fused.tensors.read(name), plain.tensors.read(name))
+
+
+def test_quantised_gate_and_up_in_one_tensor(tmp_path):
+    config = {**QWEN3, "hidden_size": 64, "moe_intermediate_size": 32}
+    q8 = gguf.GGMLQuantizationType.Q8_0
+
+    def quantise(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "_exps." in name]:
+            value = tensors[name]
+            raw = q8_0(value.reshape(-1, value.shape[-1]))[0]
+            tensors[name] = (raw.reshape(*value.shape[:-1], -1), q8)
+
+    def both(tensors: dict[str, Any]) -> None:
+        quantise(tensors)
+        fuse(tensors)
+
+    plain = gguf_file.read_gguf(write(tmp_path / "p.gguf", config, edit=quantise)).tensors
+    fused = gguf_file.read_gguf(write(tmp_path / "m.gguf", config, edit=both)).tensors
+    for name in plain.names:
+        np.testing.assert_array_equal(fused.read(name), plain.read(name))
+
+
 @pytest.mark.parametrize("config", [MIXTRAL, OLMOE, QWEN2, QWEN3], ids=lambda c: c["model_type"])
 def test_names_are_those_of_llama_cpps_own_table(config):
     """The names that these tests write against the table that its converter uses."""
@@ -197,9 +238,27 @@ def test_a_key_is_missing(tmp_path, key):
         load_lm(file)
 
 
+def fused_but(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
+    def edit(tensors: dict[str, Any]) -> None:
+        fuse(tensors)
+        tensors[name] = change(tensors.get(name))
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("config", "edit", "match"),
     [
+        (
+            QWEN3,
+            fused_but("blk.1.ffn_gate_up_exps.weight", lambda value: value[:, :23]),
+            r"blk.1.ffn_gate_up_exps.weight has shape \(6, 23, 24\), not 2 x 12 rows",
+        ),
+        (
+            QWEN3,
+            fused_but("blk.1.ffn_up_exps.weight", lambda _: np.ones((6, 12, 24), np.float32)),
+            "do not describe: blk.1.ffn_up_exps.weight",
+        ),
         (QWEN2, lacks("blk.2.ffn_up_exps.weight"), "call for: blk.2.ffn_up_exps.weight"),
         (QWEN2, lacks("blk.0.ffn_gate_inp.weight"), "call for: blk.0.ffn_gate_inp.weight"),
         (small_causal.CONFIGS["qwen2_moe"], lacks(), "call for: blk.1.ffn_down_exps.weight"),

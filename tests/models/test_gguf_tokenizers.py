@@ -259,6 +259,16 @@ def test_ends_of_pieces(tmp_path):
         (None, {"unknown_token_id": 9999}, "unknown_token_id=9999 is no token"),
         (None, {"bos_token_id": 9999}, "bos_token_id=9999 is no token"),
         (None, {"token_type": PIECE_KINDS[2:]}, "token_type has"),
+        (None, {"token_type": ["x"] * len(PIECES)}, "token_type has what is no whole number"),
+        (None, {"scores": ["x"] * len(PIECES)}, "scores has what is no number"),
+        (None, {"scores": [float("nan")] * len(PIECES)}, "scores has what is no number"),
+        ("qwen2", {"tokens": [b"\xff"] * len(BYTE_TOKENS)}, "ggml.tokens is not UTF-8"),
+        (
+            "qwen2",
+            {"tokens": [*BYTE_TOKENS[:-1], BYTE_TOKENS[7]]},
+            rf"tokens has '\{BYTE_TOKENS[7]}' twice, as ids 7 and {len(BYTE_TOKENS) - 1} ",
+        ),
+        (None, {"tokens": [*PIECES[:-1], PIECES[7]]}, "tokens has .* twice, as ids 7 and "),
     ],
 )
 def test_what_is_refused(tmp_path, pre, change, match):
@@ -266,6 +276,14 @@ def test_what_is_refused(tmp_path, pre, change, match):
         make(tmp_path, pre, **change)
     assert str(tmp_path / "t.gguf") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ids_without_a_text(tmp_path):
+    """llama.cpp takes them: they stand for nothing, however many there are."""
+    more = {"tokens": [*BYTE_TOKENS, "", ""], "token_type": [*BYTE_KINDS, NORMAL, NORMAL]}
+    tokenizer, _ = make(tmp_path, "qwen2", **more)
+    count, ids = len(BYTE_TOKENS), tokenizer.encode("Hello").ids
+    assert tokenizer.decode([count, *ids, count + 1]) == "Hello"
 
 
 @pytest.mark.parametrize("key", ["scores", "tokens", "model"])

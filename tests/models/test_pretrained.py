@@ -131,6 +131,24 @@ def test_missing_unknown_and_misshapen_weights(tmp_path):
     )
 
 
+def test_one_weight_under_two_names(tmp_path):
+    """With a prefix and without, or with an old name: equal, or one line."""
+    weights, name = small_encoders.tensors(BERT), "encoder.layer.0.output.LayerNorm.weight"
+    names = [f"bert.{name}", name.replace("weight", "gamma")]
+    for other in names:
+        twice = weights | {other: weights[name].copy()}
+        found = pretrained.load(str(small_encoders.write(tmp_path, BERT, twice)))
+        np.testing.assert_array_equal(found.model.layers[0].ffn_norm.scale[...], weights[name])
+        differ = weights | {other: weights[name] + 1}
+        fails(small_encoders.write(tmp_path, BERT, differ), f"{name} twice", other, "differ")
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    weights, name = small_encoders.tensors(BERT), "encoder.layer.1.output.dense.weight"
+    weights[name][3, 4] = np.nan
+    fails(small_encoders.write(tmp_path, BERT, weights), f"{name} has values that are not finite")
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -143,6 +161,8 @@ def test_missing_unknown_and_misshapen_weights(tmp_path):
         ({"hidden_size": -24}, ("config.json: hidden_size=-24 must be a whole number >= 1",)),
         ({"max_position_embeddings": 2}, ("leaves 2 positions", "take 2")),
         ({"vocab_size": 12}, ("vocab_size=12", "ids up to 19")),
+        ({"vocab_size": 41}, ("word_embeddings.weight has shape (40, 24)", "calls for (41, 24)")),
+        ({"num_hidden_layers": 10**8}, ("has 37 tensors, too few for 100000000 layers",)),
     ],
 )
 def test_configs_that_are_not_covered(change, words, tmp_path):
