@@ -19,7 +19,7 @@ from moe_jax.models.causal_families import FfnNames
 from moe_jax.models.gguf_config import PAIRED, raw_config
 from moe_jax.models.gguf_metadata import Metadata
 from moe_jax.models.gguf_tokenizer import read_gguf_tokenizer
-from moe_jax.models.hub_tensors import Place
+from moe_jax.models.hub_tensors import Place, check_names
 from moe_jax.models.tensor_files import Index, Tensors
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -168,14 +168,11 @@ def _places(
         for name in source.names:
             stem, _, kind = name.rpartition(".")
             wanted[name] = table[stem]._replace(name=f"{table[stem].name}.{kind}")
-    theirs, found = {place.name for place in wanted.values()}, set(shapes)
-    for what, which in (
-        ("lacks tensors that its metadata call for", theirs - found),
-        ("has tensors that its metadata do not describe", found - theirs),
-    ):
-        if which:
-            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-            raise UserError(f"{file} {what}: {', '.join(sorted(which)[:3])}{more}")
+    theirs, says = (
+        {place.name for place in wanted.values()},
+        ("metadata call for", "metadata do not describe"),
+    )
+    check_names(theirs, set(shapes), str(file), says=says)
     return wanted
 
 

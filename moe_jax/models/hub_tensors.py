@@ -97,7 +97,14 @@ def finite(value: np.ndarray, name: str, where: str) -> np.ndarray:
     return value
 
 
-def check_names(wanted: set[str], found: set[str], where: str, *, ignored: Collection[str]) -> None:
+def check_names(
+    wanted: set[str],
+    found: set[str],
+    where: str,
+    *,
+    ignored: Collection[str] = (),
+    says: tuple[str, str] = ("config calls for", "config does not describe"),
+) -> None:
     """Are all tensors there, and no others?
 
     Args:
@@ -105,17 +112,21 @@ def check_names(wanted: set[str], found: set[str], where: str, *, ignored: Colle
       found: names that there are.
       where: the folder, for messages.
       ignored: names that may be there or not.
+      says: what asks for the tensors, for messages.
 
     Raises:
       UserError: one is missing or unknown: which.
     """
+    wrong = []
     for what, which in (
-        ("lacks tensors that its config calls for", wanted - found),
-        ("has tensors that its config does not describe", found - wanted - set(ignored)),
+        (f"lacks tensors that its {says[0]}", wanted - found),
+        (f"has tensors that its {says[1]}", found - wanted - set(ignored)),
     ):
         if which:
             more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-            raise UserError(f"{where} {what}: {', '.join(sorted(which)[:3])}{more}")
+            wrong.append(f"{what}: {', '.join(sorted(which)[:3])}{more}")
+    if wrong:
+        raise UserError(f"{where} {'; and '.join(wrong)}")
 
 
 def from_tensors(

@@ -112,5 +112,6 @@ def _read_weights(
     """Builds the encoder from the folder's safetensors, one file or several."""
     files = dequantised(open_tensors(folder), raw, str(folder))
     plain = ((weights.plain_name(name, names), Place(name)) for name in files.shapes)
-    found = placed(files, plain, str(folder))
+    kept = ((name, place) for name, place in plain if weights.needed(name, names))
+    found = placed(files, kept, str(folder))
     return weights.build(config, names, found.names, found.read, str(folder))

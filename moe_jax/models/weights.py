@@ -5,7 +5,7 @@ A weight of ours is one tensor of theirs, transposed where it is a Linear's matr
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.models.bert import Encoder, EncoderConfig
-from moe_jax.models.hub_tensors import check_count, finite
+from moe_jax.models.hub_tensors import check_count, check_names, finite
 
 Path = tuple[Any, ...]
 
@@ -99,21 +99,9 @@ def plain_name(name: str, names: Names) -> str:
     return name
 
 
-def check_names(found: Iterable[str], wanted: Iterable[str], names: Names, where: str) -> None:
-    """Compares the tensors that a folder has (plain names) with those that the encoder needs.
-
-    Raises:
-      UserError: some are missing, or there are some that no part of the encoder would read.
-    """
-    found, wanted = set(found), set(wanted)
-    extra = {n for n in found - wanted if not n.startswith(names.heads) and n not in _BUFFERS}
-    for what, which in (
-        ("lacks weights that its config.json calls for", wanted - found),
-        ("has weights that its config.json does not describe", extra),
-    ):
-        if which:
-            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-            raise UserError(f"{where} {what}: {', '.join(sorted(which)[:3])}{more}")
+def needed(name: str, names: Names) -> bool:
+    """Whether a plain name can be an encoder's: neither a head's nor a constant's."""
+    return not name.startswith(names.heads) and name not in _BUFFERS
 
 
 def build(
@@ -128,7 +116,7 @@ def build(
     Args:
       config: the encoder's shape.
       names: how the folder names its tensors.
-      found: plain names of the tensors that it has.
+      found: plain names of the tensors that it has, without heads.
       read: gives the tensor with a plain name.
       where: the folder, for messages.
 
@@ -140,20 +128,21 @@ def build(
     """
     check_count(config.num_layers, "layers", found, where)
     table = sources(config, names)
-    check_names(found, (name for group in table.values() for name in group), names, where)
+    wanted = {name for group in table.values() for name in group}
+    check_names(wanted, set(found), where)
     shapes = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(shapes)
     leaves = []
     for path, leaf in nnx.to_flat_state(state):
         turned = path[-1] == "kernel"
-        wanted = leaf.shape[::-1] if turned else leaf.shape
-        wanted = (wanted[0] // len(table[path]), *wanted[1:])
+        whole = leaf.shape[::-1] if turned else leaf.shape
+        shape = (whole[0] // len(table[path]), *whole[1:])
         parts = []
         for name in table[path]:
             part = read(name)
-            if part.shape != wanted:
+            if part.shape != shape:
                 raise UserError(
-                    f"{where}: {name} has shape {part.shape}, its config.json calls for {wanted}"
+                    f"{where}: {name} has shape {part.shape}, its config.json calls for {shape}"
                 )
             with np.errstate(over="ignore"):
                 parts.append(finite(part.astype(np.float32), name, where))

@@ -162,6 +162,9 @@ def test_a_stack_is_missing(tmp_path):
     weights = in_stacks(small_causal.tensors(QWEN3))
     del weights["model.layers.1.mlp.experts.down_proj"]
     fails(small_causal.write(tmp_path, QWEN3, weights), r"calls for: .*experts.0.down_proj.weight")
+    weights["model.layers.1.mlp.experts.w2_weight"] = np.ones(3, np.float32)
+    both = r"calls for: .*experts.0.down.* and 3 more; and has tensors .*: .*experts.w2_weight"
+    fails(small_causal.write(tmp_path, QWEN3, weights), both)
 
 
 def test_a_tied_model_with_an_output_layer_of_its_own(tmp_path, caplog):

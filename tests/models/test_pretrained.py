@@ -110,7 +110,7 @@ def test_missing_unknown_and_misshapen_weights(tmp_path):
     lacking = {k: v for k, v in weights.items() if "query" not in k}
     fails(
         small_encoders.write(tmp_path, BERT, lacking),
-        "lacks weights",
+        "lacks tensors that its config calls for",
         "encoder.layer.0.attention.self.query.bias",
         "and 1 more",
     )
