@@ -35,19 +35,24 @@ def dequantised(found: FileTensors, raw: Mapping[str, Any], where: str) -> FileT
       where: the folder, for messages.
 
     Raises:
-      UserError: the weights are quantised in another way, or lack their scales.
+      UserError: the weights are quantised in another way, lack their scales, or aren't quantised
+        although config.json says so.
     """
-    how = _method(raw, where)
-    if how is None:
+    field, how = _method(raw, where)
+    if not how:
         parts = [name for name in found.shapes if _PARTS.search(name)]
         if parts:
             raise UserError(_refusal(where, f"its config.json doesn't say how ({parts[0]})"))
         return found
-    if how.get("quant_method") != "fp8":
-        kind = f"quant_method={how.get('quant_method')!r:.60}"
-        raise UserError(_refusal(where, f"{kind}{_example(found)}"))
-    block = _block(how, where)
-    scaled = _scaled(found, block, where)
+    method, example = how.get("quant_method"), _example(found)
+    if example is None:
+        raise UserError(
+            f"{where}: config.json has {field} with quant_method={method!r:.60}, but no tensor is "
+            f"quantised; delete {field} from it if that is right"
+        )
+    if method != "fp8":
+        raise UserError(_refusal(where, f"quant_method={method!r:.60} ({example})"))
+    scaled = _scaled(found, _block(how, where), where)
     left = [name for name in found.shapes if not _PARTS.search(name)]
 
     def read(name: str, index: Index = ()) -> np.ndarray:
@@ -67,24 +72,25 @@ def _refusal(where: str, what: str) -> str:
     return f"{where}: the weights are quantised, {what}, which is not covered: {INSTEAD}"
 
 
-def _example(found: FileTensors) -> str:
-    """One of the quantised tensors, in brackets."""
+def _example(found: FileTensors) -> str | None:
+    """One of the quantised tensors, if there's any."""
     for name, kind in found.kinds.items():
-        if _PARTS.search(name) or kind not in FLOATS or kind.startswith("F8"):
-            return f" ({name} of dtype {kind})"
-    return ""
+        whole = kind not in FLOATS and name.endswith("weight")
+        if _PARTS.search(name) or whole or kind in _FLOAT8:
+            return f"{name} of dtype {kind}"
+    return None
 
 
-def _method(raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    """What config.json says of quantisation."""
+def _method(raw: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]]:
+    """What config.json says of quantisation, and in which of its fields."""
     for field in _FIELDS:
         how = raw.get(field)
         if how is None or how == {}:
             continue
         if not isinstance(how, dict):
             raise UserError(f"{where}: config.json's {field}={how!r:.60} must be an object")
-        return how
-    return None
+        return field, how
+    return "", {}
 
 
 def _block(how: Mapping[str, Any], where: str) -> tuple[int, int] | None:

@@ -144,6 +144,11 @@ def test_scales_that_do_not_fit(edit, how, match, tmp_path):
     fails(write(tmp_path, QWEN3, files, quantization_config=FP8 | how), match)
 
 
+def test_float8_that_only_the_config_knows_of(tmp_path):
+    folder = write(tmp_path, LLAMA, small_causal.tensors(LLAMA), quantization_config=FP8)
+    fails(folder, "has quantization_config with quant_method='fp8', but no tensor is quantised")
+
+
 def test_scales_that_no_config_explains(tmp_path):
     files, _ = in_blocks(small_causal.tensors(QWEN3), 8, 16)
     fails(write(tmp_path, QWEN3, files), "quantised", "doesn't say how", "_scale_inv", "dequantise")
@@ -203,7 +208,7 @@ def test_every_other_make_is_refused(make, tmp_path):
 def test_what_config_json_says_of_quantisation(field, tmp_path):
     weights = small_causal.tensors(LLAMA)
     folder = write(tmp_path, LLAMA, weights, **{field: {"quant_method": "hqq"}})
-    fails(folder, "quantised, quant_method='hqq'", "not covered")
+    fails(folder, f"has {field} with quant_method='hqq', but no tensor is", f"delete {field}")
     write(tmp_path, LLAMA, weights, **{field: "int8"})
     fails(folder, f"config.json's {field}='int8' must be an object")
     for nothing in (None, {}):
@@ -217,14 +222,15 @@ def test_encoders_and_switch_transformers_too(tmp_path):
     config = small_encoders.CONFIGS["bert"]
     bert = small_encoders.write(tmp_path / "bert", config, weights | {name: np.ones((24, 40), int)})
     fails(bert, f"{name} is of dtype I64", load=lambda f: pretrained.load(str(f)))
-    small_encoders.write(bert, config | how, weights)
+    quantised = weights | {f"{name}.absmax": np.ones(3, np.uint8)}
+    small_encoders.write(bert, config | how, quantised)
     fails(bert, "quantised, quant_method='bits", load=lambda f: pretrained.load(str(f)))
     config, name = small_switch.CONFIGS["base"], "decoder.final_layer_norm.weight"
     weights = small_switch.tensors(config)
     folder = small_switch.write(tmp_path / "t5", config, weights | {name: np.ones(20, np.int8)})
     fails(folder, f"{name} is of dtype I8", load=load_switch)
     small_switch.write(folder, config | how, weights)
-    fails(folder, "quantised, quant_method='bits", load=load_switch)
+    fails(folder, "quant_method='bits.*, but no tensor is quantised", load=load_switch)
 
 
 def test_only_the_scales_of_the_part_that_is_asked_for(tmp_path):
