@@ -16,6 +16,7 @@ from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import same_answer, split_generation
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.generate import generate
+from moe_jax.models.pieces import hidden_tokens, text_after
 
 OnProgress = Callable[[int], None]
 """Called with how many prompts were dealt with since the last call."""
@@ -95,11 +96,13 @@ def _write(
 ) -> list[Answered]:
     asked = [make_context(lm.tokenizer, p.text, "", "") for p in prompts]
     decode, every = lm.tokenizer.decode, range(len(prompts))
+    none, hidden = (hidden_tokens(lm.tokenizer, show) for show in ([], [config.delimiter]))
     first = generate(
         lm.model,
         [c.ids for c in asked],
         max_new_tokens=config.max_new_tokens,
-        stop_ids=lm.stop_ids,
+        # A delimiter that ends a turn ends the explanation, not the text.
+        stop_ids=[i for i in lm.stop_ids if i not in none - hidden],
         stop_texts=[config.delimiter],
         decode=decode,
         edit_prompt=edit.on(asked, every),
@@ -108,7 +111,11 @@ def _write(
             "explanation", [0] * len(asked), every, count=config.max_new_tokens - 1
         ),
     )
-    parts = [split_generation(decode(g.content.tolist()), config.delimiter) for g in first]
+    written = [
+        text_after(lm.tokenizer, c.ids.tolist(), g.content.tolist(), hidden)
+        for c, g in zip(asked, first, strict=True)
+    ]
+    parts = [split_generation(text, config.delimiter) for text in written]
     contexts = [
         context_of(lm, p, part.explanation, config) for p, part in zip(prompts, parts, strict=True)
     ]
@@ -129,8 +136,10 @@ def _write(
         ),
     )
     found = []
-    for prompt, part, one, two in zip(prompts, parts, first, second, strict=True):
-        raw = decode(two.content.tolist())
+    for prompt, part, context, one, two in zip(
+        prompts, parts, contexts, first, second, strict=True
+    ):
+        raw = text_after(lm.tokenizer, context.ids.tolist(), two.content.tolist(), none)
         line = raw.lstrip().partition("\n")[0]
         answer = line.strip()
         found.append(

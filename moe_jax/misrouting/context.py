@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
+from moe_jax.models.tokenizer import encode_text
+
 PROMPT, EXPLANATION, ANSWER = 0, 1, 2
 
 
@@ -57,9 +59,12 @@ def make_context(
       explanation: what stands between it and the delimiter.
       delimiter: as "Answer:".
       answer: what follows.
+
+    Raises:
+      UserError: the tokenizer can't take the text.
     """
     text = prompt + explanation + delimiter + answer
-    got = tokenizer.encode(text)
+    got = encode_text(tokenizer, text, "prompt, explanation, delimiter and answer")
     ids = np.asarray(got.ids, np.int64)
     ends = np.asarray([end for _, end in got.offsets], np.int64)
     special = np.asarray(got.special_tokens_mask, bool)

@@ -27,7 +27,7 @@ from moe_jax.misrouting.scoped import Scoped
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import corrupted, filler_ids, steps
 from moe_jax.models.causal_pretrained import PretrainedLM
-from moe_jax.models.tokenizer import encode_text
+from moe_jax.models.pieces import piece_ids
 
 METRICS = ("filler", "filler_flip", "early", "early_hard", "corrupt_drop", "corrupt_flip")
 """Measures of `probe`, each from the model's own answer; larger: the explanation is needed more."""
@@ -121,18 +121,18 @@ def option_ids(
         if whole[: len(before)] == before and len(whole) > len(before):
             tail = whole[len(before) :]
         else:
-            tail = lm.tokenizer.encode(separator + option, add_special_tokens=False).ids
+            tail = piece_ids(lm.tokenizer, separator + option, "answer")
         found.append([*tail, *lm.stop_ids[:1]])
     return found
 
 
 def filler_id(lm: PretrainedLM, config: StudyConfig) -> int:
-    """The one token of the filler.
+    """The one token that the filler is inside a text.
 
     Raises:
       UserError: it is none, or several.
     """
-    ids = encode_text(lm.tokenizer, config.filler, "filler", add_special_tokens=False).ids
+    ids = piece_ids(lm.tokenizer, config.filler, "filler")
     if len(ids) != 1:
         raise UserError(
             f"filler={config.filler!r} is {len(ids)} tokens of this model, must be 1: try another"

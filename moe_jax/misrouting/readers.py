@@ -46,8 +46,8 @@ class Reader(NamedTuple):
       gate: of all these layers.
       max_length: of prompt and new tokens together; None: no bound.
       forward: prompts, of one or more tokens each -> what was read.
-      write: (prompts, most new tokens, text to stop at or "", called after each token) -> the same,
-        with what was written.
+      write: (prompts, most new tokens, text to stop at or "", text to be looked for or "", called
+        after each token) -> the same, with what was written.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Reader(NamedTuple):
     gate: GateConfig
     max_length: int | None
     forward: Callable[[Sequence[PromptTokens]], list[Read]]
-    write: Callable[[Sequence[PromptTokens], int, str, OnToken | None], list[Read]]
+    write: Callable[[Sequence[PromptTokens], int, str, str, OnToken | None], list[Read]]
 
 
 def make_reader(lm: PretrainedLM | PretrainedSwitch, *, writes: bool) -> Reader:
@@ -159,6 +159,7 @@ def _write(
     prompts: Sequence[PromptTokens],
     most: int,
     stop: str,
+    sought: str,
     on_token: OnToken | None,
 ) -> list[Read]:
     found = generate(
@@ -171,7 +172,7 @@ def _write(
         on_token=on_token,
     )
     return [
-        (with_generated(prompt, one.ids, lm.tokenizer), _known(one.routing))
+        (with_generated(prompt, one.ids, lm.tokenizer, show=(stop, sought)), _known(one.routing))
         for prompt, one in zip(prompts, found, strict=True)
     ]
 
@@ -182,6 +183,7 @@ def _write_switch(
     prompts: Sequence[PromptTokens],
     most: int,
     stop: str,
+    sought: str,
     on_token: OnToken | None,
 ) -> list[Read]:
     """What the decoder reads: its first token, which stands for no text, and what it wrote."""
@@ -195,7 +197,11 @@ def _write_switch(
     )
     start = PromptTokens(np.asarray([lm.config.start_id], np.int32), "", np.zeros((1, 2), np.int64))
     return [
-        (with_generated(start, one.ids, tokenizer), _known(one.decoder_routing)) for one in found
+        (
+            with_generated(start, one.ids, tokenizer, show=(stop, sought)),
+            _known(one.decoder_routing),
+        )
+        for one in found
     ]
 
 

@@ -22,6 +22,7 @@ from moe_jax.misrouting.reading_tokens import token_pieces, tokenise
 from moe_jax.misrouting.subsets import PromptTokens, TokenSubset
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.generate import OnToken
+from moe_jax.models.pieces import check_shown
 from moe_jax.models.switch_pretrained import PretrainedSwitch
 
 # (prompts done, of how many); parts of a batch count as parts of its prompts.
@@ -114,6 +115,8 @@ def read(
     check_reading(subset, generate_tokens=generate_tokens, batch_size=batch_size)
     reader = make_reader(lm, writes=generate_tokens > 0)
     tokens = tokenise(reader.tokenizer, prompts)
+    if stop:
+        check_shown(reader.tokenizer, stop, "stop")
     _check_lengths(tokens, reader.max_length, generate_tokens)
     if not generate_tokens:
         for number, prompt in enumerate(tokens):
@@ -126,7 +129,7 @@ def read(
         mine = [tokens[i] for i in (batch + batch[-1:] * size)[:size]]
         if generate_tokens:
             tick = _within(on_progress, start, len(batch), len(order), generate_tokens)
-            found = reader.write(mine, generate_tokens, stop, tick)
+            found = reader.write(mine, generate_tokens, stop, subset.delimiter, tick)
         else:
             found = reader.forward(mine)
         for i, one in zip(batch, found, strict=False):

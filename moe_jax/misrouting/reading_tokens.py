@@ -1,6 +1,6 @@
 """Texts as tokens, prompts and what was generated after them. Letters: t tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.subsets import PromptTokens
+from moe_jax.models.pieces import hidden_tokens
 from moe_jax.models.tokenizer import encode_text
 
 
@@ -39,18 +40,33 @@ def special_tokens(tokenizer: Tokenizer) -> set[int]:
 
 
 def with_generated(
-    prompt: PromptTokens, new_ids: Int[np.ndarray, " n"], tokenizer: Tokenizer
+    prompt: PromptTokens,
+    new_ids: Int[np.ndarray, " n"],
+    tokenizer: Tokenizer,
+    *,
+    show: Collection[str] = (),
 ) -> PromptTokens:
     """The prompt's tokens and the new ones that were read (all but the last), with their text.
 
     A character spread over several tokens belongs to the first of them.
+
+    Args:
+      prompt: what was read first.
+      new_ids: what the model wrote.
+      tokenizer: the model's.
+      show: texts that are looked for: special tokens that they hold are in the text, others not.
     """
     if prompt.text is None or prompt.offsets is None:
         raise ValueError("prompt has no text or no offsets")
     before, new = prompt.ids.tolist(), new_ids.tolist()
-    skipped = len(tokenizer.decode(before))
-    ends = [len(tokenizer.decode(before + new[:n])) - skipped for n in range(len(new) + 1)]
-    tail = tokenizer.decode(before + new)[skipped:]
+    hidden = hidden_tokens(tokenizer, show)
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+    skipped = len(text(before))
+    ends = [len(text(before + new[:n])) - skipped for n in range(len(new) + 1)]
+    tail = text(before + new)[skipped:]
     # Bytes of an unfinished character may count as several until it is complete.
     edges = np.minimum.accumulate(np.clip(ends, 0, len(tail))[::-1])[::-1] + len(prompt.text)
     offsets = np.stack([edges[:-1], edges[1:]], axis=1)[:-1]

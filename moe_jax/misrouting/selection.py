@@ -21,6 +21,7 @@ from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.usage import usage
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.pieces import check_shown, piece_ids
 from moe_jax.models.tokenizer import encode_text
 
 _PAIR = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*", re.ASCII)
@@ -67,7 +68,7 @@ def check_model(lm: PretrainedLM, flag: str = "model") -> None:
 def check_prompts(
     lm: PretrainedLM, prompts: Sequence[Prompt], numbers: Sequence[int], config: StudyConfig
 ) -> None:
-    """Do the prompts fit into the model's context, with all that is written after them?
+    """Can the model read the prompts, with all that is written after them, and find its delimiter?
 
     Args:
       lm: the model.
@@ -77,11 +78,13 @@ def check_prompts(
 
     Raises:
       UserError: one is too long (which, how long), empty for the tokenizer, or has a character
-        that it doesn't know.
+        that it doesn't know; the delimiter can't stand in what the model writes.
     """
     tokenizer = lm.tokenizer
-    delimiter = encode_text(tokenizer, config.delimiter, "delimiter", add_special_tokens=False)
-    new = config.max_new_tokens + len(delimiter.ids) + config.answer_tokens
+    for prompt in prompts[:1]:
+        check_shown(tokenizer, config.delimiter, "delimiter", before=prompt.text)
+    delimiter = len(piece_ids(tokenizer, config.delimiter, "delimiter"))
+    new = config.max_new_tokens + delimiter + config.answer_tokens
     tokens = tokenise(tokenizer, prompts, numbers)
     for number, prompt, mine in zip(numbers, prompts, tokens, strict=True):
         encode_text(tokenizer, prompt.answer, f"prompt {number}: its answer")

@@ -116,8 +116,10 @@ class Attention(nnx.Module):
         k = rotate(k.reshape(b, s, self.kv_heads, self.width), positions, frequency)
         v = v.reshape(b, s, self.kv_heads, self.width)
         if past is not None:
-            k = jax.lax.dynamic_update_slice(past[0], k.astype(past[0].dtype), (0, used, 0, 0))
-            v = jax.lax.dynamic_update_slice(past[1], v.astype(past[1].dtype), (0, used, 0, 0))
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), used, axis=1)
+                for old, new in zip(past, (k, v), strict=True)
+            )
         slot, mine = jnp.arange(k.shape[1])[None], used + jnp.arange(s)[:, None]
         seen = slot <= mine
         if self.window is not None:
@@ -270,7 +272,7 @@ class CausalLM(nnx.Module):
         used, before, slots = jnp.int32(0), jnp.zeros(b, jnp.int32), where
         if cache is not None:
             used, before = cache.used, jnp.sum(cache.where, axis=1, dtype=jnp.int32)
-            slots = jax.lax.dynamic_update_slice(cache.where, where, (0, used))
+            slots = jax.lax.dynamic_update_slice_in_dim(cache.where, where, used, axis=1)
         positions = jnp.maximum(before[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1, 0)
         x = self.token(ids).astype(jnp.dtype(self.config.dtype))
         routings: list[Routing] = []

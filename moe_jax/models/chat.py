@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import embedded_lm, gguf_file
-from moe_jax.models.tokenizer import read_json
+from moe_jax.models.tokenizer import read_added, read_json
 
-_JINJA, _CONFIG, _MAP = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
+_JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
 class ChatTemplate(NamedTuple):
@@ -125,14 +125,16 @@ def without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     # ByteLevel adds nothing: it takes white space out of the offsets.
     kept = [part for part in parts if part and part["type"] == "ByteLevel"]
     made["post_processor"] = kept[0] if kept else None
-    return Tokenizer.from_str(json.dumps(made))
+    copy = Tokenizer.from_str(json.dumps(made))
+    # No field of the file.
+    copy.encode_special_tokens = tokenizer.encode_special_tokens
+    return copy
 
 
 def _of_folder(folder: pathlib.Path) -> ChatTemplate | None:
     alone, config = folder / _JINJA, folder / _CONFIG
     values = read_json(config) if config.is_file() else {}
-    extra = folder / _MAP
-    tokens = {**_tokens(read_json(extra) if extra.is_file() else {}), **_tokens(values)}
+    tokens = {name: token.content for name, token in read_added(folder).named.items()}
     if alone.is_file():
         try:
             return chat_template(alone.read_text(encoding="utf-8"), tokens, str(alone))
@@ -157,15 +159,6 @@ def _default(found: Any, where: str) -> str:
         names = ", ".join(map(str, named)) or "none"
         raise UserError(f"{where}: chat_template has no template named 'default', only {names}")
     return str(named["default"])
-
-
-def _tokens(values: dict[str, Any]) -> dict[str, str]:
-    """Names that end in _token, and those of extra_special_tokens; a text or an object with one."""
-    named = values.get("extra_special_tokens")
-    every = {k: v for k, v in values.items() if k.endswith("_token")}
-    every |= named if isinstance(named, dict) else {}
-    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in every.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _of_gguf(file: pathlib.Path) -> ChatTemplate | None:

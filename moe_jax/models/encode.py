@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from moe_jax.errors import UserError
 from moe_jax.models.packing import Layout, Span, layouts, windows
 from moe_jax.models.pretrained import Pretrained
-from moe_jax.models.tokenizer import special_ids
+from moe_jax.models.tokenizer import encode_text, special_ids
 
 # (done, total) in tokens, those in two windows counted twice; called after every batch.
 Progress = Callable[[int, int], None]
@@ -48,11 +48,17 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenised:
       each of them.
 
     Raises:
-      UserError: `texts` is one string.
+      UserError: `texts` is one string, or the tokenizer can't take one (which, and what in it).
     """
     if isinstance(texts, str):
         raise UserError("texts is one string; a list of strings would be right")
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    try:
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    except Exception:  # the library raises bare Exceptions, and doesn't say at which text
+        encoded = [
+            encode_text(tokenizer, text, f"text {i}", add_special_tokens=False)
+            for i, text in enumerate(texts)
+        ]
     return Tokenised(
         [np.asarray(e.ids, np.int32) for e in encoded],
         [np.asarray(e.offsets, np.int32).reshape(-1, 2) for e in encoded],

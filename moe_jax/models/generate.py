@@ -114,7 +114,9 @@ def generate(
       stop_ids: a prompt is done at the first of these.
       stop_texts: a prompt is done at the first token that completes one of these in the text of
         its new tokens; ids end with this token, which may carry text past the stop text.
-      decode: gives that text; called with all new ids of one prompt after each of its tokens.
+      decode: gives that text; called with all new ids of one prompt after each of its tokens. With
+        the `decode` of a `tokenizers.Tokenizer`, which leaves special tokens out, those that a stop
+        text holds are found all the same; a function of your own must show them.
       seed: of the draws. What a prompt gets depends on its place among the prompts.
       pad_id: read, and ignored, before short prompts.
       edit_prompt: interventions on the gates while the prompts are read. Each leaf is [l 1 ...],
@@ -163,7 +165,7 @@ def generate(
         jnp.int32(sampling.top_k or 0),
         jnp.float32(sampling.top_p),
     )
-    texts = NewTexts("prompt", len(rows), frozenset(stop_ids), tuple(stop_texts), decode)
+    texts = NewTexts("prompt", len(rows), frozenset(stop_ids), tuple(stop_texts), decode, rows)
     out = prefill(leaves, ids_bs, where_bs, edit_prompt, on_bs, draw, slots)
     routings = []
     for number in range(max_new_tokens):

@@ -1,12 +1,15 @@
 """Texts as they are generated: tokens of each row, and where they stop."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
 from moe_jax.models.generate_checks import Decode
+from moe_jax.models.pieces import hidden_tokens, text_after
 
 
 class NewText(NamedTuple):
@@ -33,7 +36,9 @@ class NewTexts:
       rows: how many.
       stop_ids: a row is done at the first of these.
       stop_texts: a row is done at the token that completes one of these.
-      decode: gives the text of a row's new tokens.
+      decode: gives the text of a row's new tokens. The `decode` of a `tokenizers.Tokenizer` shows
+        here the special tokens that a stop text holds, and the space that a text begins with.
+      before: tokens of each row that come before the new ones; None: none.
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class NewTexts:
         stop_ids: frozenset[int],
         stop_texts: tuple[str, ...],
         decode: Decode | None,
+        before: Sequence[Int[np.ndarray, " _"]] | None = None,
     ):
-        self.name, self.stop_ids, self.stop_texts, self.decode = name, stop_ids, stop_texts, decode
+        self.name, self.stop_ids, self.stop_texts = name, stop_ids, stop_texts
+        self.text = None if decode is None else _text_of(decode, stop_texts, before)
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.logprob: list[list[float]] = [[] for _ in range(rows)]
         self.stopped_by: list[int | str | None] = [None] * rows
@@ -53,7 +60,7 @@ class NewTexts:
     def add(self, ids: np.ndarray, logprob: np.ndarray) -> np.ndarray:
         """Take one token a row; returns them with -1 in rows that had stopped."""
         shown = np.where(self.live, ids, -1)
-        for row in np.flatnonzero(self.live):
+        for row in np.flatnonzero(self.live).tolist():
             if not np.isfinite(logprob[row]):
                 raise UserError(
                     f"the model's logits are not numbers after {len(self.ids[row])} new tokens of "
@@ -61,7 +68,7 @@ class NewTexts:
                 )
             self.ids[row].append(int(ids[row]))
             self.logprob[row].append(float(logprob[row]))
-            self.stopped_by[row] = self._stop(self.ids[row])
+            self.stopped_by[row] = self._stop(row)
             self.live[row] = self.stopped_by[row] is None
         return shown
 
@@ -75,10 +82,23 @@ class NewTexts:
             by,
         )
 
-    def _stop(self, ids: list[int]) -> int | str | None:
+    def _stop(self, row: int) -> int | str | None:
+        ids = self.ids[row]
         if ids[-1] in self.stop_ids:
             return ids[-1]
-        if self.stop_texts and self.decode is not None:
-            text = self.decode(ids)
+        if self.stop_texts and self.text is not None:
+            text = self.text(row, ids)
             return next((t for t in self.stop_texts if t in text), None)
         return None
+
+
+def _text_of(
+    decode: Decode, stop_texts: Sequence[str], before: Sequence[Int[np.ndarray, " _"]] | None
+) -> Callable[[int, list[int]], str]:
+    """The text of a row's new tokens, in which stop texts are looked for."""
+    tokenizer = getattr(decode, "__self__", None)
+    if not isinstance(tokenizer, Tokenizer):
+        return lambda row, ids: decode(ids)
+    hidden = hidden_tokens(tokenizer, stop_texts)
+    rows = None if before is None else [row[-16:].tolist() for row in before]
+    return lambda row, ids: text_after(tokenizer, () if rows is None else rows[row], ids, hidden)

@@ -221,7 +221,7 @@ class SwitchTransformer(nnx.Module):
         """Read tokens of the target after those in the cache, which must have room for them."""
         where = jnp.ones(ids.shape, bool) if where is None else where
         used, m = cache.used, cache.where.shape[1]
-        full = jax.lax.dynamic_update_slice(cache.where, where, (0, used))
+        full = jax.lax.dynamic_update_slice_in_dim(cache.where, where, used, axis=1)
         mine = used + jnp.arange(ids.shape[1])
         seen = (jnp.arange(m)[None] <= mine[:, None])[None] & full[:, None]
         bias = self.decoder.position(mine, m)
@@ -230,8 +230,8 @@ class SwitchTransformer(nnx.Module):
         def attend(i: int, layer: DecoderLayer, x: Array) -> Array:
             h = layer.self_norm(x).astype(x.dtype)
             k, v = layer.self_attention.keys_values(h)
-            keys.append(jax.lax.dynamic_update_slice(cache.keys[i], k, (0, used, 0, 0)))
-            values.append(jax.lax.dynamic_update_slice(cache.values[i], v, (0, used, 0, 0)))
+            keys.append(jax.lax.dynamic_update_slice_in_dim(cache.keys[i], k, used, axis=1))
+            values.append(jax.lax.dynamic_update_slice_in_dim(cache.values[i], v, used, axis=1))
             x = x + layer.self_attention(h, keys[-1], values[-1], seen, bias)
             h = layer.cross_norm(x).astype(x.dtype)
             source = (cache.source_keys[i], cache.source_values[i])

@@ -80,7 +80,7 @@ def generate_switch(
       max_new_tokens: most new tokens of a text.
       stop_ids: a text is done at the first of these; None: those of the config.
       stop_texts: a text is done at the first token that completes one of these; see `generate`.
-      decode: gives the text of new tokens; needed for stop_texts.
+      decode: gives the text of new tokens; needed for stop_texts; see `generate`.
       edit_encoder: interventions on the encoder's gates. Each leaf is [l 1 ...], the same for
         all, or [l b ...], one for each source; `seed` is [l].
       edit_decoder: the same for the decoder. `seed` grows by 1 with each token.

@@ -25,9 +25,7 @@ from moe_jax.models.switch_config import (
     write_switch_config,
 )
 from moe_jax.models.tensor_files import open_tensors, write_tensors
-from moe_jax.models.tokenizer import read_json, read_tokenizer
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+from moe_jax.models.tokenizer import has_tokenizer, read_json, read_tokenizer
 
 
 class PretrainedSwitch(NamedTuple):
@@ -78,7 +76,7 @@ def load_switch(
     config.dtype = dtype
     config.validate()
     tokenizer = None
-    if any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    if has_tokenizer(folder):
         tokenizer = read_tokenizer(folder)
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= config.vocab_size:

@@ -1,21 +1,27 @@
-"""Reads a model folder's tokenizer with the `tokenizers` library alone, so that it starts fast."""
+"""Reads a model folder's tokenizer.
+
+tokenizer.json is read with the `tokenizers` library alone, so that it starts fast; tokenizers in
+other files through transformers.
+"""
 
 import json
 import pathlib
 from typing import Any
 
-from tokenizers import (
-    Encoding,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import Encoding, Tokenizer, normalizers
 
 from moe_jax.errors import UserError
+from moe_jax.models import added_tokens, hub_tokenizer
+from moe_jax.models.added_tokens import AddedTokens
 from moe_jax.models.config_fields import same, shown
+
+# Fields of tokenizer_config.json -> of the normalizer.
+_BERT_OPTIONS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+_UNSET = ("strip_accents", None)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -51,7 +57,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: pathlib.Path) -> Tokenizer:
-    """Reads tokenizer.json, or builds the tokenizer from vocab.txt or vocab.json + merges.txt.
+    """Reads tokenizer.json, or what transformers' AutoTokenizer makes of other files.
+
+    Special tokens that only other files know (tokenizer_config.json, added_tokens.json,
+    special_tokens_map.json) are added as transformers adds them.
 
     Args:
       folder: the model's folder.
@@ -60,28 +69,43 @@ def read_tokenizer(folder: pathlib.Path) -> Tokenizer:
       A tokenizer that neither truncates nor pads, whatever its file says.
 
     Raises:
-      UserError: none of these files is there, or one can't be read.
+      UserError: no file of a tokenizer is there, or one can't be read; two files disagree; a
+        tokenizer without tokenizer.json, and transformers isn't installed.
     """
     file = folder / "tokenizer.json"
-    try:
-        if file.is_file():
+    added = read_added(folder)
+    if file.is_file():
+        try:
             tokenizer = Tokenizer.from_file(str(file))
-        elif (file := folder / "vocab.txt").is_file():
-            tokenizer = _wordpiece(folder)
-        elif (file := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            tokenizer = _byte_level(folder)
-        else:
-            raise UserError(
-                f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt nor "
-                "vocab.json with merges.txt"
-            )
-    except UserError:
-        raise
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{file} can't be read as a tokenizer: {error}") from None
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{file} can't be read as a tokenizer: {error}") from None
+        _check_own(tokenizer, file)
+        added_tokens.add_tokens(tokenizer, added, str(folder))
+        _set_options(tokenizer, folder)
+    else:
+        tokenizer = hub_tokenizer.read(folder)
+        added_tokens.check_ids(tokenizer, added)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Is there a file of a tokenizer?"""
+    return (folder / "tokenizer.json").is_file() or bool(hub_tokenizer.files(folder))
+
+
+def read_added(folder: pathlib.Path) -> AddedTokens:
+    """The tokens that files beside tokenizer.json list and name.
+
+    Raises:
+      UserError: a file can't be read.
+    """
+    names = (added_tokens.CONFIG, added_tokens.NAMES, added_tokens.IDS)
+    config, named, ids = (
+        read_json(folder / name) if (folder / name).is_file() else {} for name in names
+    )
+    return added_tokens.read_added_tokens(config, named, ids, str(folder))
 
 
 def encode_text(
@@ -89,8 +113,8 @@ def encode_text(
 ) -> Encoding:
     """The tokens of a text that a user gave.
 
-    A vocabulary without a token for the unknown can't take every text, and the library doesn't say
-    where.
+    A vocabulary without a token for the unknown can't take every text, and no tokenizer takes half
+    of a surrogate pair; the library doesn't say where.
 
     Args:
       tokenizer: the model's.
@@ -101,6 +125,7 @@ def encode_text(
     Raises:
       UserError: the tokenizer can't take it: the first character that it can't take alone.
     """
+    check_text(text, name)
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises bare Exceptions
@@ -112,6 +137,23 @@ def encode_text(
         raise UserError(f"{name}: the model's tokenizer can't take it: {error}") from None
 
 
+def check_text(text: str, name: str) -> None:
+    """Is it whole? Python's texts can hold half of a pair of UTF-16, which stands for nothing.
+
+    Raises:
+      UserError: it holds one (says which, and where), or it is no text.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{name} is {type(text).__name__}, must be a text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name}, character {error.start + 1}: {text[error.start]!r} is half of a surrogate "
+            "pair, not a character"
+        ) from None
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer sets before and after a text."""
     encoded = tokenizer.encode("a")
@@ -121,46 +163,28 @@ def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return encoded.ids[: inner[0]], encoded.ids[inner[-1] + 1 :]
 
 
-def _options(folder: pathlib.Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    return read_json(file) if file.is_file() else {}
+def _check_own(tokenizer: Tokenizer, file: pathlib.Path) -> None:
+    """The library gives an added token another id where the vocabulary doesn't leave it its own."""
+    for one in json.loads(file.read_text(encoding="utf-8")).get("added_tokens") or []:
+        found = tokenizer.token_to_id(one["content"])
+        if found != one["id"]:
+            raise UserError(
+                f"{file}: added_tokens has {one['content']!r} under the id {one['id']}, after the "
+                f"vocabulary it is {found}: the file is damaged"
+            )
 
 
-def _wordpiece(folder: pathlib.Path) -> Tokenizer:
-    """BERT's tokenizer from its vocabulary, one token a line."""
-    options = _options(folder)
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line}
-    special = {name: f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-        strip_accents=options.get("strip_accents"),
-        lowercase=options.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
-    tokenizer.post_processor = processors.BertProcessing(
-        (special["sep"], vocab[special["sep"]]), (special["cls"], vocab[special["cls"]])
-    )
-    return tokenizer
-
-
-def _byte_level(folder: pathlib.Path) -> Tokenizer:
-    """RoBERTa's tokenizer from its vocabulary and merges."""
-    space = _options(folder).get("add_prefix_space", False)
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    tokenizer.decoder = decoders.ByteLevel()
-    vocab = tokenizer.get_vocab()
-    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-    tokenizer.add_special_tokens([token for token in special if token in vocab])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", vocab["</s>"]),
-        ("<s>", vocab["<s>"]),
-        trim_offsets=True,
-        add_prefix_space=space,
-    )
-    return tokenizer
+def _set_options(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """What tokenizer_config.json says of the cut goes before tokenizer.json, as in transformers."""
+    file = folder / added_tokens.CONFIG
+    values = read_json(file) if file.is_file() else {}
+    tokenizer.encode_special_tokens = values.get("split_special_tokens") is True
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    for option, field in _BERT_OPTIONS.items():
+        if option in values:
+            if not isinstance(values[option], bool) and (option, values[option]) != _UNSET:
+                raise UserError(f"{file}: {option}={values[option]!r} must be true or false")
+            setattr(normalizer, field, values[option])
+    tokenizer.normalizer = normalizer

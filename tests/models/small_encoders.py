@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from moe_jax.models.pretrained import Pretrained
 
@@ -145,13 +146,25 @@ def states(pretrained: Pretrained, ids: Sequence[int]) -> np.ndarray:
     return np.asarray(_states(*nnx.split(pretrained.model), padded, where))[0, : len(ids)]
 
 
+def tokenizer() -> Tokenizer:
+    """BERT's kind, of VOCAB."""
+    vocab = {token: i for i, token in enumerate(VOCAB)}
+    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.add_special_tokens(list(VOCAB[:5]))
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return made
+
+
 def write(
     folder: pathlib.Path, config: dict[str, Any], weights: dict[str, np.ndarray] | None = None
 ) -> pathlib.Path:
-    """Writes config.json, model.safetensors and vocab.txt."""
+    """Writes config.json, model.safetensors and tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "vocab.txt").write_text("\n".join(VOCAB))
+    tokenizer().save(str(folder / "tokenizer.json"))
     weights = tensors(config) if weights is None else weights
     # The library writes an array's memory as it lies.
     save_file(

