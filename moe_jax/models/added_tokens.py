@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer
 from moe_jax.errors import UserError
 
 CONFIG, NAMES, IDS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_NAMED = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+# In the order in which they get ids.
+_NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -59,8 +60,7 @@ def read_added_tokens(
     )
     named = {
         name: made
-        for name, value in values.items()
-        if name.endswith("_token")
+        for name, value in _in_order(values)
         for made in [_token(value, f"{file}: {name}", name in _NAMED)]
         if made is not None
     }
@@ -134,6 +134,12 @@ def check_ids(tokenizer: Tokenizer, added: AddedTokens) -> None:
                 f"{added.where} has the token {token.content!r} under the id {index}, which is "
                 f"{theirs!r} in the tokenizer's vocabulary: one of the two is another model's"
             )
+
+
+def _in_order(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Fields that name tokens, those that every tokenizer has first."""
+    own = [name for name in values if name.endswith("_token") and name not in _NAMED]
+    return [(name, values[name]) for name in (*_NAMED, *own) if name in values]
 
 
 def _by_id(values: Any, file: str) -> dict[int, AddedToken]:

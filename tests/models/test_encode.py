@@ -167,3 +167,10 @@ def test_bad_texts_and_ids(small):
     pieces = encode.Tokenised([np.array([40], np.int32)], [np.array([[0, 1]], np.int32)])
     with pytest.raises(UserError, match="text 0 has token ids outside 0 to 39"):
         encode.token_states(small, pieces)
+
+
+@pytest.mark.parametrize("call", [encode.tokenise, encode.sentence_embeddings])
+def test_half_of_a_surrogate_pair_is_named(minilm, call):
+    made = minilm.tokenizer if call is encode.tokenise else minilm
+    with pytest.raises(UserError, match=r"^text 1, character 3: '.ud83d' is half of a surrogate"):
+        call(made, ["a", "b \ud83d", "c"])

@@ -24,3 +24,8 @@ def test_a_text_of_known_characters_that_fails_as_a_whole():
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match=r"^answer: the model's tokenizer can't take it: .*UNK"):
         encode_text(words, "ba", "answer")
+
+
+def test_half_of_a_surrogate_pair():
+    with pytest.raises(UserError, match=r"^prompt 3, character 2: '.ud800' is half"):
+        encode_text(tokenizer(), "a\ud800", "prompt 3")
