@@ -48,10 +48,11 @@ static void up(const Forward *l, Unit unit, int64_t column, int64_t columns, flo
   products(&x, unit.rows, columns, l->d, product, count, stride, l->amx, scratch);
 }
 
-static void forward_unit(const void *shared, int64_t number) {
+#define FORWARD_SCRATCH (PRODUCT_SCRATCH + 2 * MAX_ROWS * CHUNK)
+
+static void forward_unit(const void *shared, int64_t number, float *scratch) {
   const Forward *l = shared;
   Unit unit = l->units[number];
-  float *scratch = scratch_of(PRODUCT_SCRATCH + 2 * (size_t)MAX_ROWS * CHUNK);
   float *own = scratch + PRODUCT_SCRATCH, *own_gate = own + MAX_ROWS * CHUNK;
   float *y = l->y ? l->y + unit.row * l->d : NULL;
   if (l->b_out) start_with(l->b_out + unit.expert * l->d, unit.rows, l->d, y, (size_t)l->d);
@@ -93,7 +94,7 @@ XLA_FFI_Error *moe_forward(XLA_FFI_CallFrame *frame) {
                    .activation = attribute(frame),
                    .amx = use_amx(rows, experts)};
   return on_rows(frame, offset, experts, rows, layer.token, length(frame, 0, 0), forward_unit,
-                 &layer, &layer.units);
+                 &layer, &layer.units, FORWARD_SCRATCH);
 }
 
 #endif

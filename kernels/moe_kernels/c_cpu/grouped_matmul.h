@@ -15,10 +15,10 @@ typedef struct {
   int transposed, amx;
 } Grouped;
 
-static void grouped_unit(const void *shared, int64_t number) {
+static void grouped_unit(const void *shared, int64_t number, float *scratch) {
   const Grouped *g = shared;
   Unit unit = g->units[number];
-  float *y = g->y + unit.row * g->n_out, *scratch = scratch_of(PRODUCT_SCRATCH);
+  float *y = g->y + unit.row * g->n_out;
   const float *x[2] = {g->x, g->x2}, *w[2] = {g->w, g->w2};
   if (g->bias)
     start_with(g->bias + unit.expert * g->n_out, unit.rows, g->n_out, y, (size_t)g->n_out);
@@ -49,7 +49,7 @@ XLA_FFI_Error *moe_grouped_matmul(XLA_FFI_CallFrame *frame) {
   int64_t rows = length(frame, g.index ? 1 : 0, 0);
   g.amx = use_amx(rows, experts);
   return on_rows(frame, offset, experts, rows, g.index, length(frame, 0, 0), grouped_unit, &g,
-                 &g.units);
+                 &g.units, PRODUCT_SCRATCH);
 }
 
 #endif

@@ -57,13 +57,6 @@ INLINE int attribute(XLA_FFI_CallFrame *frame) {
   return *(const int32_t *)((const XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;
 }
 
-static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, XLA_FFI_Error_Code code,
-                              const char *message) {
-  XLA_FFI_Error_Create_Args args = {
-      .struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = message, .errc = code};
-  return frame->api->XLA_FFI_Error_Create(&args);
-}
-
 /* Whether XLA only asks which version of its interface this was compiled for; then answers. */
 static int asks_version(XLA_FFI_CallFrame *frame) {
   /* The type that all extensions begin with has another name in each version of the interface. */
@@ -105,12 +98,15 @@ static const char *wrong_index(const int32_t *index, int64_t count, int64_t leng
 }
 
 /* Cuts each expert's rows evenly into units of at most MAX_ROWS, and fewer where threads would have
-   nothing to do; larger units come first. NULL if there is no memory. */
-static Unit *make_units(const int32_t *offset, int64_t experts, int64_t threads, int64_t *count) {
+   nothing to do; larger units come first. NULL if there is no memory, of which `*bytes` were asked
+   for. */
+static Unit *make_units(const int32_t *offset, int64_t experts, int64_t threads, int64_t *count,
+                        size_t *bytes) {
   int64_t rows = offset[experts] - offset[0];
   int64_t most = rows / (4 * threads);
   most = most < 5 * TILE_ROWS ? 5 * TILE_ROWS : most > MAX_ROWS ? MAX_ROWS : most;
-  Unit *units = malloc(sizeof(Unit) * (size_t)(rows / most + experts + 1));
+  *bytes = sizeof(Unit) * (size_t)(rows / most + experts + 1);
+  Unit *units = malloc(*bytes);
   if (!units) return NULL;
   *count = 0;
   for (int64_t e = 0; e < experts; e++) {
@@ -131,21 +127,23 @@ static void start_with(const float *bias, int rows, int64_t columns, float *to, 
   for (int i = 0; i < rows; i++, to += stride) memcpy(to, bias, sizeof(float) * (size_t)columns);
 }
 
-/* work(shared, u) for every unit u of the rows, which `*units` points to meanwhile; an error if the
-   offset, or an index into the `length` rows of an argument, points elsewhere. */
+/* work(shared, u, scratch) for every unit u of the rows, which `*units` points to meanwhile; an
+   error if the offset, or an index into the `length` rows of an argument, points elsewhere, or if
+   there is no memory, of which each thread needs `floats`. */
 static XLA_FFI_Error *on_rows(XLA_FFI_CallFrame *frame, const int32_t *offset, int64_t experts,
                               int64_t rows, const int32_t *index, int64_t length, Work *work,
-                              const void *shared, const Unit **units) {
+                              const void *shared, const Unit **units, size_t floats) {
   const char *wrong = wrong_rows(offset, experts, rows);
   if (!wrong) wrong = wrong_index(index, rows, length);
   if (wrong) return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, wrong);
   int64_t count;
-  Unit *made = make_units(offset, experts, threads_of(frame), &count);
-  if (!made) return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
+  size_t bytes;
+  Unit *made = make_units(offset, experts, threads_of(frame), &count, &bytes);
+  if (!made) return no_memory(frame, bytes);
   *units = made;
-  spread(frame, count, work, shared);
+  XLA_FFI_Error *error = spread(frame, count, work, shared, floats);
   free(made);
-  return NULL;
+  return error;
 }
 
 #endif

@@ -49,10 +49,11 @@ INLINE void hidden_rows(const int kind, const Hidden *h, int64_t row, int rows, 
   }
 }
 
-static void hidden_unit(const void *shared, int64_t number) {
+#define HIDDEN_SCRATCH (PRODUCT_SCRATCH + MAX_ROWS * CHUNK)
+
+static void hidden_unit(const void *shared, int64_t number, float *scratch) {
   const Hidden *h = shared;
   Unit unit = h->units[number];
-  float *scratch = scratch_of(PRODUCT_SCRATCH + (size_t)MAX_ROWS * CHUNK);
   float *da = scratch + PRODUCT_SCRATCH;
   Factor dy = {{h->dy, h->token, unit.row, (size_t)h->d}, 0, 0};
   for (int64_t column = 0; column < h->f; column += CHUNK) {
@@ -82,9 +83,9 @@ XLA_FFI_Error *moe_hidden_grad(XLA_FFI_CallFrame *frame) {
               .dweight = result(frame, 3),
               .activation = attribute(frame),
               .amx = use_amx(rows, experts)};
-  memset(h.dweight, 0, sizeof(float) * (size_t)rows);
+  if (h.dweight) memset(h.dweight, 0, sizeof(float) * (size_t)rows);
   return on_rows(frame, offset, experts, rows, h.token, length(frame, 0, 0), hidden_unit, &h,
-                 &h.units);
+                 &h.units, HIDDEN_SCRATCH);
 }
 
 #endif

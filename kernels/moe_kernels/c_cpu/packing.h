@@ -126,7 +126,7 @@ INLINE void work_ahead(Ahead *ahead) {
   }
   if (++ahead->cell < ahead->cells) return;
   ahead->cell = 0;
-  ahead->to += ahead->to_next_line;
+  if (ahead->to) ahead->to += ahead->to_next_line;
   if (++ahead->row < ahead->end) start_row(ahead);
 }
 
