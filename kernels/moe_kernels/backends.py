@@ -127,8 +127,8 @@ def _unasked(backend: str) -> bool:
 
 @functools.cache
 def _warned(reason: str | None) -> bool:
-    """Whether there is a reason; tells it, once, unless it is only that there is no compiler."""
-    if reason is not None and library.compiler() is not None:
+    """Whether there is a reason; tells it, once."""
+    if reason is not None:
         text = f"moe_kernels is slower than it could be on this CPU: {reason}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
     return reason is not None
