@@ -19,7 +19,7 @@ MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6 --interventions=$(INTERV
 PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test parity triton lint bench lock golden clean
+.PHONY: help demo study test parity triton sanitize lint bench lock golden clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -47,10 +47,13 @@ triton: $(VENV)/.triton ## the GPU kernels on a machine without a GPU (installs 
 	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_tuning.py tests/kernels/test_triton_compile.py $(ARGS)
 	$(TRITON) tests/kernels/test_triton_lowering.py
 
+sanitize: $(VENV)/.test ## the C kernels under the sanitizers at length, with each compiler that is here
+	$(BIN)/python -m pytest -m sanitize -n $(WORKERS) -q tests/kernels/test_c_sanitizers.py $(ARGS)
+
 lint: $(VENV)/.lint ## ruff, clang-format, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror kernels/moe_kernels/c_cpu/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror kernels/moe_kernels/c_cpu/*.[ch] tests/kernels/harness/*.[ch]
 	$(BIN)/mypy
 	PYTHONPATH=.:kernels $(BIN)/lint-imports
 

@@ -42,9 +42,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what needs packages or devices of its own, unless asked for: `-m parity`."""
-    apart = [
-        m for m in ("parity", "triton", "gpu", "mesh") if m not in (config.option.markexpr or "")
-    ]
+    needs = ("parity", "triton", "gpu", "mesh", "sanitize")
+    apart = [m for m in needs if m not in (config.option.markexpr or "")]
     chosen, left_out = [], []
     for item in items:
         (left_out if any(map(item.get_closest_marker, apart)) else chosen).append(item)

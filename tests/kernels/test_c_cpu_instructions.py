@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moe_kernels.c_cpu import library
+from moe_kernels.c_cpu import building, compiler
 
 WITHOUT = {
     "x86_64": ["-mno-amx-bf16", "-mno-avx512f", "-mno-avx"],
@@ -18,9 +18,10 @@ CASES = "large or is_the_same or tiny or finite or whole_range"
 
 @pytest.mark.parametrize("flag", WITHOUT)
 def test_kernels_compiled_without(flag, tmp_path):
-    compiler = library.compiler()
-    assert compiler is not None
-    env = os.environ | {"CC": f"{' '.join(compiler)} {flag}", library.CACHE: str(tmp_path)}
+    env = os.environ | {
+        "CC": f"{' '.join(compiler.command())} {flag}",
+        building.CACHE: str(tmp_path),
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-k", CASES, "-p", "no:cacheprovider"]
     cases = Path(__file__).with_name("test_c_cpu.py")
     done = subprocess.run([*command, str(cases)], env=env, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Where the C kernels come from: compiled once, kept, and said plainly where that fails."""
+"""The C kernels' library as a whole: what a user sees where something stands in its way."""
 
 import os
 import subprocess
@@ -7,29 +7,21 @@ from pathlib import Path
 
 import pytest
 from moe_kernels import choose
-from moe_kernels.c_cpu import library
+from moe_kernels.c_cpu import building, library
 
 COMPUTE = """
 import jax.numpy as jnp
 from moe_kernels import choose, moe_ffn
 one = jnp.ones((1, 1, 1))
 y = moe_ffn(jnp.ones((2, 1)), jnp.zeros((2, 1), int), jnp.ones((2, 1)), one, one, activation="relu")
-print(choose(None), float(y.sum()))
+print(choose(None), choose(None), float(y.sum()))
 """
 
 
-@pytest.fixture
-def compiler():
-    command = library.compiler()
-    assert command is not None
-    return command
-
-
-def test_cc_may_hold_arguments(monkeypatch, compiler):
-    monkeypatch.setenv("CC", f"{compiler[0]} -fno-common")
-    assert library.compiler() == (compiler[0], "-fno-common")
-    monkeypatch.setenv("CC", "")
-    assert library.compiler() == compiler
+def run(**variables: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, **variables}
+    command = [sys.executable, "-c", COMPUTE]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
 
 
 def script(path: Path, text: str) -> str:
@@ -42,74 +34,94 @@ def test_a_machine_with_a_compiler_uses_them_unasked():
     assert choose(None) == "c_cpu"
 
 
-def test_what_was_compiled_is_kept_and_used_again(tmp_path, compiler, monkeypatch):
-    made = library.build(compiler, tmp_path)
-    assert list(tmp_path.iterdir()) == [made]
-    before = made.stat().st_mtime_ns
-    assert library.build(compiler, tmp_path) == made
-    assert made.stat().st_mtime_ns == before
-    monkeypatch.setattr(library, "_processor", lambda: "another one")
-    assert library.build(compiler, tmp_path) != made
-
-
-def test_a_compiler_that_fails_leaves_nothing_and_its_error_is_told(tmp_path, monkeypatch):
-    failing = script(
-        tmp_path / "failing",
-        'case "$1" in --version) echo 1.0;; *) echo "kernels.c:1: error: no luck" >&2; exit 1;; esac',
-    )
-    folder = tmp_path / "cache"
-    with pytest.raises(subprocess.CalledProcessError):
-        library.build((failing,), folder)
-    assert list(folder.iterdir()) == []
-    monkeypatch.setenv("CC", failing)
-    monkeypatch.setenv(library.CACHE, str(folder))
-    reason = library.missing.__wrapped__()
-    assert reason == (
-        f"its C sources could not be compiled with {failing}: kernels.c:1: error: no luck"
-    )
-
-
-def test_the_sources_compile_without_a_warning(tmp_path, compiler, monkeypatch):
-    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-Wall", "-Wextra", "-Werror"))
-    library.build(compiler, tmp_path)
-
-
-def test_no_compiler(monkeypatch):
-    monkeypatch.setenv("CC", "no-such-compiler")
-    reason = library.missing.__wrapped__()
-    assert reason.startswith("no C compiler was found (cc, gcc, clang, or what CC names); install")
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, compiler, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CC", compiler[0])
-    monkeypatch.setenv(library.CACHE, str(tmp_path / "file" / "folder"))
-    assert "could not be compiled" in library.missing.__wrapped__()
+def test_a_folder_that_cannot_be_used_costs_a_compilation_and_one_warning():
+    done = run(**{building.CACHE: "/dev/null/folder"})
+    assert done.stdout.split() == ["c_cpu", "c_cpu", "2.0"]
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert (
+        "RuntimeWarning: moe_kernels: the C kernels are compiled again in each process, which takes "
+        "some seconds, as they cannot be kept in /dev/null/folder: Not a directory. The environment "
+        f"variable {building.CACHE} names another folder\n"
+    ) in done.stderr
 
 
 @pytest.mark.parametrize(
-    "folders, want",
+    "kind, reason",
     [
-        ({library.CACHE: "/a"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b"}, "/b/moe_kernels"),
-        ({"HOME": "/c"}, "/c/.cache/moe_kernels"),
+        ("none", "CC='none' names no program that can be run; name a C compiler"),
+        ('gcc "', "CC='gcc \"' is not a command (No closing quotation); name a C compiler"),
+        ("failing", "its C sources could not be compiled with {}: error: no luck\n"),
     ],
 )
-def test_the_folder_that_they_are_kept_in(folders, want, monkeypatch):
-    for name in (library.CACHE, "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in folders.items():
-        monkeypatch.setenv(name, value)
-    assert library.cache_folder() == Path(want)
-
-
-@pytest.mark.parametrize("kind", ["no compiler", "a compiler that fails"])
-def test_without_them_the_layer_runs_by_xla(kind, tmp_path):
+def test_without_a_compiler_the_layer_runs_by_xla_and_one_warning_says_why(kind, reason, tmp_path):
     failing = script(tmp_path / "failing", "echo error: no luck >&2; exit 1")
-    env = {**os.environ, "CC": "none" if kind == "no compiler" else failing}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPUTE], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["xla", "2.0"]
-    warned = "RuntimeWarning: moe_kernels is slower than it could be on this CPU: its C sources"
-    assert (warned in done.stderr) == (kind != "no compiler")
+    done = run(CC=failing if kind == "failing" else kind)
+    assert done.stdout.split() == ["xla", "xla", "2.0"]
+    assert done.stderr.count("RuntimeWarning") == 1
+    start = "RuntimeWarning: moe_kernels is slower than it could be on this CPU: "
+    assert start + reason.format(failing) in done.stderr
+
+
+def test_a_named_backend_without_a_compiler_is_an_error_that_says_why(monkeypatch):
+    monkeypatch.setattr(library, "_outcome", lambda: ("no C compiler was found", None))
+    with pytest.raises(ValueError, match="backend='c_cpu' cannot be used here: no C compiler was"):
+        choose("c_cpu")
+
+
+def test_where_there_are_no_posix_modules(monkeypatch):
+    monkeypatch.setattr(library.os, "name", "nt")
+    assert library._outcome.__wrapped__() == ("its C kernels are for Linux and macOS", None)
+
+
+AGAIN = """
+import importlib, jax
+jax.devices()
+from moe_kernels.c_cpu import library
+assert library.missing() is None
+importlib.reload(library)
+assert library.missing() is None
+"""
+
+
+def test_the_module_may_be_imported_again():
+    subprocess.run([sys.executable, "-c", AGAIN], check=True)
+
+
+NO_MEMORY = """
+import ctypes, resource
+import jax, jax.numpy as jnp
+from moe_kernels import moe_ffn
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+x, ids, weight = jnp.ones((40, 8)), jnp.zeros((40, 1), int), jnp.ones((40, 1))
+w_in, w_out = jnp.ones((1, 8, 8)), jnp.ones((1, 8, 8))
+def layer(x):
+    return moe_ffn(x, ids, weight, w_in, w_out, activation="relu", backend="c_cpu")
+layer = jax.jit(layer).lower(x).compile()
+before = resource.getrlimit(resource.RLIMIT_AS)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), before[1]))
+taken = []
+while piece := libc.malloc(1 << 20):
+    taken.append(piece)
+try:
+    layer(x).block_until_ready()
+except jax.errors.JaxRuntimeError as error:
+    print(error)
+for piece in taken:
+    libc.free(piece)
+resource.setrlimit(resource.RLIMIT_AS, before)
+print(float(layer(x)[0, 0]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_out_of_memory_is_an_error_of_the_call():
+    env = os.environ | {"MALLOC_ARENA_MAX": "1"}  # one heap for all threads
+    command = [sys.executable, "-c", NO_MEMORY]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, result = done.stdout.splitlines()
+    assert said.startswith("RESOURCE_EXHAUSTED: moe_kernels: out of memory: ")
+    assert float(result) == 64

@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 
 
 def _cache() -> tuple[Path | None, str]:
-    """The cache's folder, made and fit to be used; or None, and where kernels can't be kept, why."""
+    """The cache's folder, made and safe; or None, and where kernels can't be kept and why."""
     try:
         named = cache_folder()
     except RuntimeError:

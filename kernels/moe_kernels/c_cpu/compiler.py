@@ -18,7 +18,7 @@ from moe_kernels.c_cpu import folders
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-TIMEOUT = 120
+TIMEOUT = 120.0
 """Seconds that the compiler may take; two is usual."""
 
 
@@ -149,7 +149,7 @@ def _run(call: tuple[str, ...], command: tuple[str, ...], folder: Path | None = 
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise _failure(command, f"it was not done after {TIMEOUT} seconds") from None
+                raise _failure(command, f"it was not done after {TIMEOUT:g} seconds") from None
             raise
     if process.returncode:
         raise _failure(command, _reason(errors.strip(), process.returncode))

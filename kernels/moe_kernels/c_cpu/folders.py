@@ -47,8 +47,6 @@ def unfit(folder: Path) -> str | None:
     for part in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
         with contextlib.suppress(FileExistsError):
             part.mkdir(mode=0o700)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     return _changeable(folder)
 
 
@@ -67,20 +65,26 @@ def read(path: Path) -> bytes | None:
         raise Untrusted(
             "is a link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         ) from error
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise Untrusted("is no file")
-        if found.st_uid not in (os.geteuid(), 0):
-            raise Untrusted(f"belongs to user {found.st_uid}")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Untrusted("can be changed by other users")
-        try:
+    if reason := _suspect(os.fstat(handle)):
+        os.close(handle)
+        raise Untrusted(reason)
+    try:
+        with open(handle, "rb") as file:
             content = file.read(_LARGEST)
-        except OSError:
-            return None  # a bad disk
+    except OSError:
+        return None  # a bad disk
     library, digest = content[:-_HASH], content[-_HASH:]
     return library if library and hashlib.sha256(library).digest() == digest else None
+
+
+def _suspect(found: os.stat_result) -> str | None:
+    if not stat.S_ISREG(found.st_mode):
+        return "is no file"
+    if found.st_uid not in (os.geteuid(), 0):
+        return f"belongs to user {found.st_uid}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be changed by other users"
+    return None
 
 
 def keep(path: Path, library: bytes) -> None:
@@ -147,9 +151,7 @@ def private(parent: Path) -> Iterator[Path]:
     _remove_stale(parent)
     if shutil.disk_usage(parent).free < _ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with tempfile.TemporaryDirectory(
-        prefix=PREFIX, dir=parent, ignore_cleanup_errors=True
-    ) as made:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 
@@ -183,6 +185,8 @@ def _changeable(folder: Path, shared: bool = False) -> str | None:
             found = os.lstat(path)
         except FileNotFoundError:
             return None
+        if not stat.S_ISDIR(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if found.st_uid not in on_the_way:
             return f"{path} belongs to user {found.st_uid}"
         if _open_to_others(path, found, shared=True):

@@ -30,25 +30,32 @@ def missing() -> str | None:
     a warning tells it, once.
     """
     with _ONE_AT_A_TIME:
-        return _missing()
+        reason, notice = _outcome()
+        _tell(notice)
+    return reason
 
 
 @functools.cache
-def _missing() -> str | None:
+def _outcome() -> tuple[str | None, str | None]:
+    """What stands in the way, and what the user should be told."""
     if os.name != "posix":
-        return "its C kernels are for Linux and macOS"
+        return "its C kernels are for Linux and macOS", None
     # Here, because it needs modules that only these have.
     from moe_kernels.c_cpu import building
 
     try:
         handlers, notice = building.handlers(KERNELS)
     except building.Unusable as error:
-        return str(error)
+        return str(error), None
     for name, handler in handlers.items():
         _register(name, handler)
+    return None, notice
+
+
+@functools.cache
+def _tell(notice: str | None) -> None:
     if notice:
-        warnings.warn(f"moe_kernels: {notice}", RuntimeWarning, stacklevel=2)
-    return None
+        warnings.warn(f"moe_kernels: {notice}", RuntimeWarning, stacklevel=3)
 
 
 def _register(name: str, handler: object) -> None:
