@@ -20,6 +20,22 @@
 #define AMX_SUMS (MAX_ROWS * WIDTH > KEPT / STEP * PANEL ? MAX_ROWS * WIDTH : KEPT / STEP * PANEL)
 #define AMX_SCRATCH (AMX_KEPT + 2 * AMX_PANEL + AMX_SUMS)
 
+/* What is packed at once, and its sums, have room: all rows of a product with a group of terms;
+   as many columns, whole blocks of them, as KEPT leaves to a span of terms, the shortest of which
+   is a step; a panel of whichever depth. */
+_Static_assert(MAX_ROWS % SIDE == 0 && GROUP % STEP == 0 && KEPT % (STEP * SIDE) == 0,
+               "blocks are whole");
+_Static_assert(MAX_ROWS / SIDE * (GROUP / STEP) * BLOCK <= AMX_KEPT, "a group of all rows");
+_Static_assert(KEPT / STEP / SIDE * BLOCK <= AMX_KEPT, "the most columns, with a step of terms");
+_Static_assert(KEPT / MAX_ROWS >= GROUP, "a span holds a group, beside all rows");
+_Static_assert(PANEL / SIDE * (LONG / STEP) * BLOCK <= AMX_PANEL && SHORT <= LONG && STEP <= LONG,
+               "a panel of any depth");
+_Static_assert(LONG % STEP == 0 && SHORT % STEP == 0 && GROUP % LONG == 0 && GROUP % SHORT == 0,
+               "groups end where panels end");
+_Static_assert(WIDTH % PANEL == 0 && PANEL == 2 * SIDE, "panels are two blocks");
+_Static_assert(MAX_ROWS / SIDE * (WIDTH / SIDE) * TILE_FLOATS <= AMX_SUMS, "sums of by_terms");
+_Static_assert(PANEL / SIDE * (KEPT / STEP / SIDE) * TILE_FLOATS <= AMX_SUMS, "sums of by_panels");
+
 /* Scratch memory. */
 typedef struct {
   float *kept, *panel, *other, *sums;

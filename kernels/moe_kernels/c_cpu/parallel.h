@@ -58,7 +58,7 @@ static Scratch *own_scratch(void) {
 
 /* At least that many floats of this thread's own, aligned to 64 bytes; NULL if there is no memory.
    Kept until the thread ends, as memory that is new each time would cost its page faults each time:
-   up to 4 MB a thread, 2 MB of it for AMX alone. */
+   up to 4 MB a thread, 3 MB without AMX. */
 static float *scratch_of(size_t floats) {
   Scratch *own = own_scratch();
   if (!own) return NULL;

@@ -13,6 +13,9 @@
 #define PACKED_B (SLAB * DEPTH + LANES)
 #define VECTOR_SCRATCH (PACKED_A + 2 * PACKED_B + TILE_ROWS * TILE_COLUMNS)
 
+_Static_assert(FEW_ROWS *RUN <= VECTOR_SCRATCH, "the sums of few rows");
+_Static_assert(SLAB % TILE_COLUMNS == 0, "panels of a slab are whole");
+
 /* Rows that a product of so many terms may have: what is packed of A at once is as much then. */
 INLINE int64_t most_rows(int64_t terms) {
   return MAX_ROWS * DEPTH / (terms < 1 ? 1 : terms < DEPTH ? terms : DEPTH);
