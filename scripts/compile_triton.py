@@ -1,6 +1,6 @@
 """Compiles every Triton kernel with the tiles that would be chosen, for GPUs that need not be here.
 
-  PYTHONPATH=.:kernels python scripts/compile_triton.py [--arch=80,90,100] [--dtype=bfloat16]
+  PYTHONPATH=.:kernels python scripts/compile_triton.py [--arch=80,90,100] [--dtype=bfloat16,tf32]
 
 Prints a table: registers spilled, shared memory, and which instructions were found (wgmma on sm_90,
 tcgen05 on sm_100, cp.async for the pipelined loads). Ends with exit code 1 if a kernel spills, asks
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import triton
 from moe_kernels.triton_gpu.launch import blocks
+from moe_kernels.triton_gpu.precision import EXACT
 from moe_kernels.triton_gpu.tiles import Tile, matmul_tile, row_tile, topk_tile, weight_grad_tile
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
@@ -29,7 +30,7 @@ MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
 class Case(NamedTuple):
-    """One kernel with its constants: which arguments are float arrays, the others are int32."""
+    """One kernel with its constants; arguments without `_ptr` are sizes, int32."""
 
     name: str
     kernel: Any
@@ -38,18 +39,27 @@ class Case(NamedTuple):
     dtype: str
     matrix: bool  # made of matrix products
 
+    @property
+    def rows(self) -> int:
+        """Of the result of one product: x^T dy contracts the tile's rows."""
+        return self.tile.block_k if self.name == "weight_grad" else self.tile.block_m
 
-def cases(rows: int, d: int, f: int, e: int, dtype: str, arch: int) -> list[Case]:
+
+def cases(
+    rows: int, d: int, f: int, e: int, dtype: str, arch: int, precision: str = EXACT
+) -> list[Case]:
     """All kernels of one layer with `rows` (token, choice) pairs, for one kind of GPU."""
 
     def kernel(module: str, name: str) -> Any:
         return getattr(importlib.import_module(f"moe_kernels.triton_gpu.{module}"), name)
 
-    def tiled(tile: Tile, n: int) -> dict[str, int]:
-        return {"TILES": -(-rows // tile.block_m) + e, "COLUMNS": -(-n // tile.block_n)}
+    def tiled(tile: Tile, n: int) -> dict[str, Any]:
+        return {"COLUMNS": -(-n // tile.block_n), "PRECISION": precision}
 
     def tile(n: int, k: int, held: int) -> Tile:
-        return matmul_tile(rows, e, n, k, dtype, held=held, compute_capability=arch)
+        return matmul_tile(
+            rows, e, n, k, dtype, held=held, precision=precision, compute_capability=arch
+        )
 
     up, down, hidden = tile(f, d, 2), tile(d, f, 1), tile(f, d, 4)
     grad = weight_grad_tile(d, f, dtype)
@@ -66,14 +76,14 @@ def cases(rows: int, d: int, f: int, e: int, dtype: str, arch: int) -> list[Case
             "hidden_grad",
             kernel("hidden_grad", "_hidden_grad"),
             hidden,
-            {**tiled(hidden, f), "ROWS": rows, "D": d, "F": f, "GLU": True, "ACTIVATION": "silu"},
+            {**tiled(hidden, f), "D": d, "F": f, "GLU": True, "ACTIVATION": "silu"},
             True,
         ),
         (
             "weight_grad",
             kernel("weight_grad", "_weight_grad"),
             grad,
-            {**parts, "K": d, "N": f, "X_INDEX": True, "DY_INDEX": False},
+            {**parts, "K": d, "N": f, "X_INDEX": True, "DY_INDEX": False, "PRECISION": precision},
             True,
         ),
         (
@@ -94,7 +104,7 @@ def cases(rows: int, d: int, f: int, e: int, dtype: str, arch: int) -> list[Case
             "topk_route",
             kernel("topk_route", "_topk_route"),
             topk_tile(e),
-            {"TOKENS": rows // 8, "EXPERTS": e, "CHOICES": 8, "SOFTMAX": True},
+            {"EXPERTS": e, "CHOICES": 8, "SOFTMAX": True},
             False,
         ),
     ]
@@ -122,7 +132,7 @@ def compile_case(case: Case, arch: int) -> dict[str, int]:
         "stack": _stack(built.asm["cubin"]),
         "shared": built.metadata.shared,
         # wgmma and tcgen05 work on at least 64 rows; smaller tiles take the older instruction.
-        "matrix": ptx.count(MATRIX[arch] if case.tile.block_m >= 64 else "mma.sync"),
+        "matrix": ptx.count(MATRIX[arch] if case.rows >= 64 else "mma.sync"),
         "cp.async": ptx.count("cp.async.c"),
     }
 
@@ -134,7 +144,8 @@ def faults(case: Case, arch: int, found: dict[str, int]) -> list[str]:
         wrong.append(f"spills {found['stack']} bytes")
     if found["shared"] > SHARED_LIMIT[arch]:
         wrong.append(f"{found['shared']} bytes of shared memory")
-    if case.matrix and case.dtype != "float32":  # float32 products are exact, on ordinary units
+    exact = case.dtype == "float32" and case.constants.get("PRECISION") == EXACT
+    if case.matrix and not exact:  # exact products of float32 run on ordinary units
         wrong += [f"no {name}" for name in ("matrix", "cp.async") if not found[name]]
     return wrong
 
@@ -145,6 +156,9 @@ def _source(case: Case) -> ASTSource:
     for i, name in enumerate(case.kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
+            continue
+        if not name.endswith("_ptr"):
+            signature[name] = "i32"
             continue
         integer = name.endswith(INTEGERS) or name == "tile_expert_ptr"
         integer |= case.name == "topk_route" and name == "expert_ptr"
@@ -183,7 +197,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, times ten")
-    parser.add_argument("--dtype", default="bfloat16,float16,float32")
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16,float16,float32,tf32,tf32x3",
+        help="float32 is exact; tf32 and tf32x3 are float32 at a lower precision",
+    )
     parser.add_argument("--shapes", default=",".join(SHAPES))
     args = parser.parse_args()
     print(
@@ -192,15 +210,16 @@ def main() -> int:
     )
     bad = 0
     for name in args.shapes.split(","):
-        for dtype in args.dtype.split(","):
+        for kind in args.dtype.split(","):
+            dtype, precision = ("float32", kind) if kind.startswith("tf32") else (kind, EXACT)
             for arch in map(int, args.arch.split(",")):
-                for case in cases(*SHAPES[name], dtype, arch):
+                for case in cases(*SHAPES[name], dtype, arch, precision):
                     found = compile_case(case, arch)
                     wrong = faults(case, arch, found)
                     bad += bool(wrong)
                     tile = "x".join(map(str, case.tile[:3]))
                     print(
-                        f"{name:8}{dtype:10}{case.name:14}{arch:>4}{tile:>16}{found['shared']:>8}"
+                        f"{name:8}{kind:10}{case.name:14}{arch:>4}{tile:>16}{found['shared']:>8}"
                         f"{found['matrix']:>8}{found['cp.async']:>10}  {', '.join(wrong)}",
                         flush=True,
                     )

@@ -1,26 +1,34 @@
 """Everything a GPU machine is asked for, in one command and a fixed time.
 
+  pip download --no-deps -d .whl jax-triton==0.4.1        # if the GPU's machine has no network
   python kernels/benchmarks/gpu.py --minutes=8 --json_out=gpu.json
   python kernels/benchmarks/gpu.py --tests=false --peers=dense,ragged_dot --plot=gpu.png
 
-First tests/kernels/test_triton_device.py runs, if it is there (it needs pytest), for at most
---test_minutes. Then layer.py's table is made for twelve published shapes (or those of --shapes),
-bfloat16, forward and forward+backward, most telling shapes first. No shape is begun once the time
-that is left is less than the last one took; those left out are named at the foot. A shape in which
-something is wrong or does not fit is named with the reason, and the next one follows. The exit code
-is 1 if tests failed or did not finish, values were wrong, or nothing could be timed.
+It needs JAX with CUDA, Triton, NumPy, absl-py, jaxtyping, and jax_triton, installed or as a wheel
+in the folder .whl; this package need not be installed. Where the kernels would not run by the
+backend triton_gpu nothing is timed.
+
+First tests/kernels/test_triton_device.py runs, if it is there (it needs pytest; with pytest-xdist
+eight at a time), for at most --test_minutes. Then layer.py's table is made for twelve published
+shapes (or those of --shapes), bfloat16, forward and forward+backward, most telling shapes first. No
+shape is begun once the time that is left is less than the last one took; those left out are named
+at the foot. A shape in which something is wrong or does not fit is named with the reason, and the
+next one follows. The exit code is 1 if tests failed or did not finish, values were wrong, or
+nothing could be timed.
 """
 
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import carried  # isort: split
+
 import checks
 import floor
-import jax
 import layer
 import loads
 import options
@@ -44,22 +52,15 @@ ORDER = tuple(loads.SETS[name][i] for i in (1, 0, 2) for name in ("30B", "7B", "
 
 
 def run_tests(seconds: float) -> tuple[str, bool]:
-    """A sentence on how the tests went, and whether all of them passed.
-
-    JAX's default product on GPUs is less exact than float32, which the tests' limits assume; so
-    they run with JAX_DEFAULT_MATMUL_PRECISION=highest unless that is set.
-    """
+    """A sentence on how the tests went, and whether all of them passed."""
     if not TEST_FILE.is_file():
         return f"tests: not run, {TEST_FILE.name} is not there", True
     # This process holds most of the GPU's memory already.
-    env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", **os.environ}
-    env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    # Without the import hook of jaxtyping, which wraps the kernels' source.
-    options = "addopts=--strict-markers --import-mode=importlib"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TEST_FILE), "-o", options]
+    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    env["PYTHONPATH"] = os.pathsep.join([*carried.PATHS, *filter(None, [env.get("PYTHONPATH")])])
     try:
         done = subprocess.run(
-            command,
+            test_command(),
             cwd=TEST_FILE.parents[2],
             env=env,
             stdout=subprocess.PIPE,
@@ -76,6 +77,17 @@ def run_tests(seconds: float) -> tuple[str, bool]:
     if done.returncode:
         print("\n".join(lines[-40:]), file=sys.stderr)
     return f"tests: exit code {done.returncode}: {lines[-1]}", done.returncode == 0
+
+
+def test_command() -> list[str]:
+    """How to run the tests with nothing but pytest: no other folder's settings, no plugins."""
+    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TEST_FILE)]
+    words += [f"--confcutdir={TEST_FILE.parent}", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    # Without the import hook of jaxtyping, which wraps the kernels' source; and what other packages
+    # of that machine warn of is not the kernels' fault.
+    words += ["-o", "addopts=--strict-markers --import-mode=importlib"]
+    words += ["-o", "filterwarnings=default"]
+    return words + (["-n", "8"] if importlib.util.find_spec("xdist") else [])
 
 
 def table(
@@ -111,8 +123,7 @@ def main(argv: list[str]) -> None:
     """Tests, table, JSON and plot, in that order."""
     tables.no_arguments(argv)
     end = time.monotonic() + 60 * MINUTES.value
-    if jax.default_backend() != "gpu":
-        tables.fail(f"gpu.py needs a GPU; JAX has only {jax.default_backend()} here")
+    carried.require_gpu("gpu.py", options.BACKEND.value, options.DTYPE.value)
     given, load = options.shapes_and_load()
     settings = layer.settings(load)
     tests, passed = "tests: not run, --tests=false", True

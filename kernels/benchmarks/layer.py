@@ -90,6 +90,7 @@ class Report:
             f" {ceilings.bandwidth / 1e9:.1f} GB/s; {settings.dtype}, {settings.load.kind} load"
         )
         self.table = tables.Table(columns(self.others), {"T,d,f,E,k": 22, "what": 16})
+        self.write()
 
     def add(self, shape: loads.Shape, found: rows.Found) -> None:
         """The rows of one shape."""
@@ -103,7 +104,10 @@ class Report:
     def write(self) -> None:
         """Writes the JSON file, if there is to be one."""
         if self.json_out:
-            Path(self.json_out).write_text(json.dumps(self.found, indent=1))
+            # Whole or not at all, whenever the run is cut.
+            part = Path(f"{self.json_out}.part")
+            part.write_text(json.dumps(self.found, indent=1))
+            part.replace(self.json_out)
 
     def close(self) -> None:
         """The end of the table, and its foot."""

@@ -57,18 +57,31 @@ def build(
 
     def both(dy: Any) -> Any:
         if isinstance(dy, torch.Tensor):
-            return _finished(run(dy))
+            return Pending(run(dy))
         return jax.tree.map(_to_jax, run(to_torch(dy)))
 
     def forward() -> Any:
         with torch.no_grad():
-            return _finished(layer(expert, *leaves))
+            return Pending(layer(expert, *leaves))
 
     try:
         run(to_torch(data["dy"]))
     except (RuntimeError, NotImplementedError) as error:
         raise Unsupported(f"torch {torch.__version__}: {str(error).splitlines()[0]}") from None
     return forward, both, data, to_torch
+
+
+class Pending:
+    """A result that may be on its way; `jax.block_until_ready` waits for it, as for JAX's own."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def block_until_ready(self) -> "Pending":
+        """Returns once the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self
 
 
 def _eager(
@@ -122,12 +135,6 @@ def _device() -> torch.device:
     if platform == "gpu" and torch.cuda.is_available():
         return torch.device("cuda")
     raise Unsupported(f"torch {torch.__version__} cannot use this {platform}")
-
-
-def _finished(result: Any) -> Any:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result
 
 
 def _to_jax(tensor: torch.Tensor) -> Any:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import carried  # isort: split
+
 import checks
 import interleave
 import jax
@@ -180,8 +182,7 @@ def main(argv: list[str]) -> None:
     for flag in (options.BACKEND, options.JSON_OUT):
         if flag.present:
             tables.fail(f"tune.py has no use for --{flag.name}: it tunes triton_gpu, into --out")
-    if jax.default_backend() != "gpu":
-        tables.fail(f"tune.py needs a GPU; JAX has only {jax.default_backend()} here")
+    carried.require_gpu("tune.py", None, options.DTYPE.value)
     shapes, load = options.shapes_and_load()
     table = tables.Table(COLUMNS, {"T,d,f,E,k": 22, "kernel": 25, "tile": 16})
     end, out, left_out = time.monotonic() + 60 * MINUTES.value, Path(OUT.value), []

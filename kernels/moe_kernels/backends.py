@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import importlib.util
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from moe_kernels import gpu_packages
 from moe_kernels.c_cpu import library
 from moe_kernels.required_platform import require
 
@@ -19,14 +19,11 @@ BACKENDS = ("reference", "xla", "c_cpu", "triton_gpu", "pallas_tpu")
 
 RUNS_ON: dict[str, tuple[str, ...]] = {
     "c_cpu": ("cpu",),
-    "triton_gpu": ("cuda", "rocm"),
+    "triton_gpu": ("cuda",),
     "pallas_tpu": ("tpu",),
 }
 """Backend -> the platforms (as in `lax.platform_dependent`) that it is made for; the others run on
 every platform."""
-
-PACKAGES = {"triton_gpu": ("triton", "jax_triton")}
-"""Backend -> packages that it needs besides JAX."""
 
 RUNTIME = {"pallas_tpu": "libtpu"}
 """Backend -> package without which no program picks it unasked: tracing its kernels takes time."""
@@ -37,8 +34,6 @@ LACKS = {
     "pallas_tpu": ("float64", "float16"),
 }
 """Backend -> dtypes that its hardware, its compiler or its kernels do not have."""
-
-INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
 
 
 def choose(backend: str | None, dtype: str = "float32") -> str:
@@ -60,15 +55,9 @@ def choose(backend: str | None, dtype: str = "float32") -> str:
 
 def missing(backend: str) -> str | None:
     """What stands in the way of the backend, as a sentence; None if nothing does."""
-    for package in PACKAGES.get(backend, ()):
-        if not _installed(package):
-            return f"the package {package} is missing; {INSTALL}"
+    if backend == "triton_gpu":
+        return gpu_packages.missing()
     return library.missing() if backend == "c_cpu" else None
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def module(backend: str) -> ModuleType:
@@ -122,7 +111,19 @@ def _unasked(backend: str) -> bool:
     if backend == "c_cpu":
         # Its kernels are compiled here at the first use: in vain where programs are for a GPU.
         return _platform() == "cpu" and not _warned(missing(backend))
-    return missing(backend) is None and (backend not in RUNTIME or _installed(RUNTIME[backend]))
+    reason = missing(backend)
+    if reason and backend == "triton_gpu" and _platform() == "cuda":
+        _warn_of_packages(reason)
+    runtime = RUNTIME.get(backend)
+    return reason is None and (runtime is None or gpu_packages.installed(runtime))
+
+
+@functools.cache
+def _warn_of_packages(reason: str) -> None:
+    """Tells the reason, once, unless it is only that jax_triton is not installed."""
+    if gpu_packages.installed("jax_triton"):
+        text = f"moe_kernels is slower than it could be on this GPU: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 @functools.cache
@@ -136,4 +137,6 @@ def _warned(reason: str | None) -> bool:
 
 def _platform() -> str:
     platform = jax.default_backend()
-    return "cuda" if platform == "gpu" else platform
+    if platform != "gpu":
+        return platform
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"

@@ -1,18 +1,30 @@
 """The Triton kernels on a GPU, held to the cases that all backends share.
 
-Left out where there is no GPU. On one: pip install -e ".[gpu,test]", then
+Left out where there is no GPU. On one, `python kernels/benchmarks/gpu.py` runs them before it times
+the kernels (its docstring says what it needs), or by hand, with pip install -e ".[gpu,test]":
 python -m pytest -m gpu tests/kernels -o addopts="--strict-markers --import-mode=importlib"
+They need neither Flax nor moe_jax, nor the settings of tests/conftest.py.
 """
 
 import jax
+import moe_ffn_oracle
+import numpy as np
 import pytest
-from moe_ffn_cases import SMALL, MoeFfnCases, problem
+from moe_ffn_cases import SMALL, MoeFfnCases, jitted, problem
 from ops_cases import OpsCases
+from triton_cases import NanRouteCases, WideTileCases
 
 pytestmark = pytest.mark.gpu
 
 
-class TestLayer(MoeFfnCases):
+@pytest.fixture(autouse=True)
+def exact():
+    """JAX's default product on GPUs is less exact than float32, which the limits assume."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+class TestLayer(WideTileCases, MoeFfnCases):
     backend = "triton_gpu"
 
     def test_double_precision(self):
@@ -25,8 +37,21 @@ class TestLayer(MoeFfnCases):
         args = problem(15, t=t, k=k, d=d, f=f, e=e, dtype=dtype)
         self.check(args, dtype=dtype)
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_wide_tiles(self, dtype):
+        self.check_wide_tiles(dtype)
 
-class TestOps(OpsCases):
+    @pytest.mark.parametrize("precision, limit", [("default", 5e-3), ("high", 2e-5)])
+    def test_precision_of_float32(self, precision, limit):
+        args = problem(17, t=300, k=2, d=256, f=384, e=4)
+        with jax.default_matmul_precision(precision):
+            got = jitted(self.backend, "silu")(*args)
+        for name, right in moe_ffn_oracle.moe_ffn("silu", *args).items():
+            error = np.max(np.abs(np.asarray(got[name], np.float64) - right))
+            assert error <= limit * np.max(np.abs(right)), name
+
+
+class TestOps(NanRouteCases, OpsCases):
     backend = "triton_gpu"
 
 

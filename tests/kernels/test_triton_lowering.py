@@ -5,9 +5,11 @@ Part of `make triton`, where jax_triton and JAX's CUDA plugin can be had (Python
 
 import importlib.util
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
+import moe_kernels
 import pytest
 from moe_ffn_cases import problem
 from moe_kernels import moe_ffn
@@ -28,8 +30,8 @@ def compiled():
         pytest.skip("run without TRITON_INTERPRET, as `make triton` does in a second step")
 
 
-def lowered(backend, platform):
-    x, expert, weight, params, _ = problem(0, t=64, d=32, f=48, dtype="bfloat16")
+def lowered(backend, platform, t=64, dtype="bfloat16"):
+    x, expert, weight, params, _ = problem(0, t=t, d=32, f=48, dtype=dtype)
 
     def loss(x, weight, params):
         y = moe_ffn(x, expert, weight, **params, backend=backend)
@@ -45,10 +47,68 @@ def test_the_program_for_cuda_holds_the_kernels(backend):
     assert lowered(backend, "cuda").count("@triton_kernel_call") == 12
 
 
+def compiled_kernels():
+    """Kernel -> what jax_triton keeps of it, one entry for each compilation."""
+    from moe_kernels.triton_gpu import (
+        grouped_matmul,
+        hidden_grad,
+        sums,
+        topk_route,
+        up,
+        weight_grad,
+    )
+
+    rooms = (grouped_matmul, hidden_grad, sums, topk_route, up, weight_grad)
+    modules = [sys.modules[room.__module__] if callable(room) else room for room in rooms]
+    own = {n: k for m in modules for n, k in vars(m).items() if hasattr(k, "_jT_kernel_cache")}
+    return {name: dict(kernel._jT_kernel_cache) for name, kernel in own.items()}
+
+
+def test_another_number_of_tokens_compiles_nothing():
+    lowered("triton_gpu", "cuda", t=64)
+    before = compiled_kernels()
+    assert {"_up", "_grouped_matmul", "_hidden_grad", "_weight_grad", "_combine"} <= set(before)
+    for t in (48, 63, 65, 70):
+        lowered("triton_gpu", "cuda", t=t)
+    assert compiled_kernels().keys() == before.keys()
+    assert {n: len(c) for n, c in compiled_kernels().items()} == {
+        n: len(c) for n, c in before.items()
+    }
+
+
+def test_another_number_of_tokens_is_routed_by_the_same_kernel():
+    def route(t):
+        def call(logits):
+            return moe_kernels.topk_route(logits, 2, backend="triton_gpu")
+
+        jax.jit(call).trace(jnp.zeros((t, 8))).lower(lowering_platforms=("cuda",))
+        return len(compiled_kernels()["_topk_route"])
+
+    assert [route(t) for t in (512, 513, 640, 7)] == [1] * 4
+
+
+def test_every_precision_of_float32_is_compiled():
+    for setting, precision in ((None, "tf32"), ("high", "tf32x3"), ("highest", "ieee")):
+        with jax.default_matmul_precision(setting):
+            assert lowered("triton_gpu", "cuda", dtype="float32").count("@triton_kernel_call") == 12
+        caches = compiled_kernels()
+        for name in ("_up", "_grouped_matmul", "_hidden_grad", "_weight_grad"):
+            newest = list(caches[name])[-1]
+            assert f"('PRECISION', '{precision}')" in str(newest)
+
+
+def test_without_tokens_the_program_holds_no_kernel():
+    def call(logits):
+        return moe_kernels.triton_gpu.topk_route(logits, 2, scores="softmax")
+
+    program = jax.jit(call).trace(jnp.zeros((0, 8))).lower(lowering_platforms=("cuda",))
+    assert "triton" not in program.as_text()
+
+
 def test_the_program_for_cpu_holds_none_of_them():
     assert "triton" not in lowered(None, "cpu")
 
 
 def test_named_for_cpu_it_is_refused():
-    with pytest.raises(ValueError, match="'triton_gpu' runs on cuda and rocm, but this program is"):
+    with pytest.raises(ValueError, match="'triton_gpu' runs on cuda, but this program is"):
         lowered("triton_gpu", "cpu")

@@ -65,11 +65,11 @@ class Interpreter:
 def install(monkeypatch):
     """Kernels run on the host, in a program for the CPU."""
     assert os.environ.get("TRITON_INTERPRET") == "1", "run `make triton`"
-    from moe_kernels import backends
+    from moe_kernels import backends, gpu_packages
     from moe_kernels.triton_gpu import launch
 
-    monkeypatch.setattr(launch, "_jax_triton", Interpreter)
-    monkeypatch.delitem(backends.PACKAGES, "triton_gpu")
+    monkeypatch.setattr(launch, "load", Interpreter)
+    monkeypatch.setattr(gpu_packages, "missing", lambda: None)
     monkeypatch.setitem(backends.RUNS_ON, "triton_gpu", ("cpu",))
 
 

@@ -20,7 +20,7 @@ def unused_output(dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 @triton.jit
-def tile_of(program, TILES: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_of(program, num_tiles, COLUMNS: tl.constexpr):
     """(row tile, column tile) of a program.
 
     Programs that run together share weights and rows in the cache: 8 row tiles go through one
@@ -28,7 +28,7 @@ def tile_of(program, TILES: tl.constexpr, COLUMNS: tl.constexpr):
     """
     GROUP: tl.constexpr = 8
     first = program // (GROUP * COLUMNS) * GROUP
-    size = min(TILES - first, GROUP)
+    size = min(num_tiles - first, GROUP)
     inside = program % (GROUP * COLUMNS)
     return first + inside % size, inside // size
 
@@ -45,6 +45,7 @@ def accumulate(
     K: tl.constexpr,
     W_K: tl.constexpr,
     W_N: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Total + x[row, :] @ w[:, column], in float32; W_K and W_N are the strides of w.
@@ -63,5 +64,5 @@ def accumulate(
             k_ok = k < K
             x = tl.load(x_ptrs, mask=row_ok[:, None] & k_ok[None, :], other=0.0)
             w = tl.load(w_ptrs, mask=k_ok[:, None] & column_ok[None, :], other=0.0)
-        total = tl.dot(x, w, total, input_precision="ieee")
+        total = tl.dot(x, w, total, input_precision=PRECISION)
     return total

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of
 from moe_kernels.triton_gpu.launch import launch
+from moe_kernels.triton_gpu.precision import input_precision
 from moe_kernels.triton_gpu.tiles import Tile
 from moe_kernels.triton_gpu.tuned import choose
 
@@ -38,8 +39,8 @@ def grouped_matmul(
         (jax.ShapeDtypeStruct((s, n), x.dtype),),
         grid=tiles.expert.size * columns,
         tile=tile,
+        sizes={"num_tiles": tiles.expert.size},
         constants={
-            "TILES": tiles.expert.size,
             "COLUMNS": columns,
             "N": n,
             "K": k,
@@ -48,6 +49,7 @@ def grouped_matmul(
             "INDEX": index is not None,
             "BIAS": bias is not None,
             "SECOND": x2 is not None,
+            "PRECISION": input_precision(x.dtype),
         },
     )
     return y
@@ -65,7 +67,7 @@ def _grouped_matmul(
     x2_ptr,
     w2_ptr,
     y_ptr,
-    TILES: tl.constexpr,
+    num_tiles,
     COLUMNS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -74,11 +76,12 @@ def _grouped_matmul(
     INDEX: tl.constexpr,
     BIAS: tl.constexpr,
     SECOND: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tile, part = tile_of(tl.program_id(0), TILES, COLUMNS)
+    tile, part = tile_of(tl.program_id(0), num_tiles, COLUMNS)
     rows = tl.load(tile_rows_ptr + tile)
     if rows == 0:
         return
@@ -93,9 +96,15 @@ def _grouped_matmul(
     matrix = expert * N * K
 
     y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    y = accumulate(y, x_ptr, w_ptr + matrix, source, row_ok, column, N, K, W_K, W_N, BLOCK_K)
+    w_ptr += matrix
+    y = accumulate(y, x_ptr, w_ptr, source, row_ok, column, N, K, W_K, W_N, PRECISION, BLOCK_K)
     if SECOND:
-        y = accumulate(y, x2_ptr, w2_ptr + matrix, source, row_ok, column, N, K, W_K, W_N, BLOCK_K)
+        # A loop of its own: Triton miscompiles two products that one loop adds to the same sum for
+        # sm_100 (triton-lang/triton#10821).
+        w2_ptr += matrix
+        y = accumulate(
+            y, x2_ptr, w2_ptr, source, row_ok, column, N, K, W_K, W_N, PRECISION, BLOCK_K
+        )
     column_ok = column < N
     if BIAS:
         y += tl.load(bias_ptr + expert * N + column, mask=column_ok, other=0.0)[None, :]

@@ -10,6 +10,7 @@ from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.activations import activate, slope
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of, unused_output
 from moe_kernels.triton_gpu.launch import launch
+from moe_kernels.triton_gpu.precision import input_precision
 from moe_kernels.triton_gpu.tiles import Tile
 from moe_kernels.triton_gpu.tuned import choose
 
@@ -46,14 +47,14 @@ def hidden_grad(
         ),
         grid=tiles.expert.size * columns,
         tile=tile,
+        sizes={"num_tiles": tiles.expert.size, "num_rows": s},
         constants={
-            "TILES": tiles.expert.size,
             "COLUMNS": columns,
-            "ROWS": s,
             "D": d,
             "F": f,
             "GLU": glu,
             "ACTIVATION": activation,
+            "PRECISION": input_precision(dy_td.dtype),
         },
     )
     own = jnp.arange(s) < offset[-1]
@@ -75,18 +76,19 @@ def _hidden_grad(
     dh_gate_ptr,
     wa_ptr,
     part_ptr,
-    TILES: tl.constexpr,
+    num_tiles,
+    num_rows,
     COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
     D: tl.constexpr,
     F: tl.constexpr,
     GLU: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tile, part = tile_of(tl.program_id(0), TILES, COLUMNS)
+    tile, part = tile_of(tl.program_id(0), num_tiles, COLUMNS)
     rows = tl.load(tile_rows_ptr + tile)
     if rows == 0:
         return
@@ -99,9 +101,8 @@ def _hidden_grad(
     column = part * BLOCK_N + tl.arange(0, BLOCK_N)
 
     da = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    da = accumulate(
-        da, dy_ptr, w_out_ptr + expert * D * F, token, row_ok, column, F, D, 1, D, BLOCK_K
-    )
+    w_ptr = w_out_ptr + expert * D * F
+    da = accumulate(da, dy_ptr, w_ptr, token, row_ok, column, F, D, 1, D, PRECISION, BLOCK_K)
     ok = row_ok[:, None] & (column < F)[None, :]
     at = row[:, None] * F + column[None, :]
     h_in = tl.load(h_in_ptr + at, mask=ok, other=0.0).to(tl.float32)
@@ -118,4 +119,4 @@ def _hidden_grad(
     tl.store(dh_in_ptr + at, dh_in.to(dh_in_ptr.dtype.element_ty), mask=ok)
     tl.store(wa_ptr + at, (weight * a).to(wa_ptr.dtype.element_ty), mask=ok)
     # Rows and columns of nobody are 0 in da and in h, so they add nothing.
-    tl.store(part_ptr + part.to(tl.int64) * ROWS + row, tl.sum(da * a, axis=1), mask=row_ok)
+    tl.store(part_ptr + part.to(tl.int64) * num_rows + row, tl.sum(da * a, axis=1), mask=row_ok)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe_kernels.triton_gpu.precision import EXACT
+
 
 class Tile(NamedTuple):
     """Block sizes (rows, columns, contracted axis), warps, and stages of the load pipeline."""
@@ -25,6 +27,7 @@ def matmul_tile(
     dtype: Any,
     *,
     held: int = 1,
+    precision: str = EXACT,
     compute_capability: int | None = None,
 ) -> Tile:
     """For products of an expert's rows with its matrix, [rows of e, k] x [k, n].
@@ -41,6 +44,7 @@ def matmul_tile(
       dtype: of the factors.
       held: tiles of float32 that a program holds at once, accumulators and what its epilogue
         needs: 1, 2 or 4.
+      precision: of products of float32, as `input_precision` gives it.
       compute_capability: of the GPU, 80, 90 or 100; None for the first one here, or 90.
     """
     mean = -(-rows // num_experts)
@@ -48,7 +52,7 @@ def matmul_tile(
     hopper = (compute_capability or capability()) >= 90
     if jnp.dtype(dtype).itemsize > 2:
         block_m = min(block_m, 64) if held > 1 else block_m
-        columns, depth = 64, 32
+        columns, depth = 128 if precision == "tf32" and held == 1 else 64, 32
     else:
         columns = 256 // held if hopper and block_m == 128 else max(64, 128 // held)
         depth = 64
@@ -77,7 +81,10 @@ def topk_tile(num_experts: int) -> Tile:
 
 @functools.cache
 def capability() -> int:
-    """Ten times the compute capability of the first GPU; Hopper's where there is no GPU."""
+    """Ten times the compute capability of the first GPU; Hopper's where there is no GPU.
+
+    Kernels are compiled for it, so all GPUs of a process must be of one kind.
+    """
     try:
         device = jax.devices("cuda")[0]
     except RuntimeError:

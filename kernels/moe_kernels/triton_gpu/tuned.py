@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_kernels.triton_gpu.precision import input_precision
 from moe_kernels.triton_gpu.tiles import Tile, matmul_tile, weight_grad_tile
 
 HELD = {
@@ -48,7 +49,8 @@ def heuristic(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: A
     """The tile without regard to what was timed; arguments as for `choose`."""
     if kernel == "weight_grad":
         return weight_grad_tile(k, n, dtype)
-    return matmul_tile(rows, num_experts, n, k, dtype, held=HELD[kernel])
+    precision = input_precision(dtype)
+    return matmul_tile(rows, num_experts, n, k, dtype, held=HELD[kernel], precision=precision)
 
 
 def key(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: Any) -> str:
@@ -63,7 +65,10 @@ def key(kernel: str, rows: int, num_experts: int, n: int, k: int, dtype: Any) ->
 
 @functools.cache
 def here() -> dict[str, Tile]:
-    """Key -> tile for the first GPU of this machine; empty where there is no GPU."""
+    """Key -> tile for the first GPU of this machine; empty where there is no GPU.
+
+    A machine with GPUs of several kinds uses those of the first for all.
+    """
     try:
         name = file_name(jax.devices("gpu")[0].device_kind)
     except RuntimeError:

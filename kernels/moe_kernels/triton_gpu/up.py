@@ -9,6 +9,7 @@ from moe_kernels.plan import make_tiles
 from moe_kernels.triton_gpu.activations import activate
 from moe_kernels.triton_gpu.common import accumulate, columns_of, tile_of, unused_output
 from moe_kernels.triton_gpu.launch import launch
+from moe_kernels.triton_gpu.precision import input_precision
 from moe_kernels.triton_gpu.tiles import Tile
 from moe_kernels.triton_gpu.tuned import choose
 
@@ -40,8 +41,8 @@ def up(
         (rows, rows if keep else unused, rows if keep and glu else unused),
         grid=tiles.expert.size * columns,
         tile=tile,
+        sizes={"num_tiles": tiles.expert.size},
         constants={
-            "TILES": tiles.expert.size,
             "COLUMNS": columns,
             "D": d,
             "F": f,
@@ -50,6 +51,7 @@ def up(
             "BIAS_GATE": b_gate is not None,
             "ACTIVATION": activation,
             "KEEP": keep,
+            "PRECISION": input_precision(x_td.dtype),
         },
     )
     return a_sf, h_in if keep else None, h_gate if keep and glu else None
@@ -69,7 +71,7 @@ def _up(
     a_ptr,
     h_in_ptr,
     h_gate_ptr,
-    TILES: tl.constexpr,
+    num_tiles,
     COLUMNS: tl.constexpr,
     D: tl.constexpr,
     F: tl.constexpr,
@@ -78,11 +80,12 @@ def _up(
     BIAS_GATE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     KEEP: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tile, part = tile_of(tl.program_id(0), TILES, COLUMNS)
+    tile, part = tile_of(tl.program_id(0), num_tiles, COLUMNS)
     rows = tl.load(tile_rows_ptr + tile)
     if rows == 0:
         return
@@ -108,11 +111,12 @@ def _up(
             column,
             F,
             D,
+            PRECISION,
             BLOCK_K,
         )
     else:
         h_in = accumulate(
-            h_in, x_ptr, w_in_ptr + matrix, token, row_ok, column, F, D, F, 1, BLOCK_K
+            h_in, x_ptr, w_in_ptr + matrix, token, row_ok, column, F, D, F, 1, PRECISION, BLOCK_K
         )
     column_ok = column < F
     if BIAS_IN:
@@ -141,9 +145,14 @@ def accumulate_two(
     column,
     N: tl.constexpr,
     K: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """(first + x[row] @ w[:, column], second + x[row] @ v[:, column]): x is read once."""
+    """(first + x[row] @ w[:, column], second + x[row] @ v[:, column]): x is read once.
+
+    Two sums stay two: Triton miscompiles two products that one loop adds to the same sum for
+    sm_100 (triton-lang/triton#10821).
+    """
     column_ok = column < N
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -155,6 +164,8 @@ def accumulate_two(
         else:
             x = tl.load(x_ptrs, mask=row_ok[:, None] & (k < K)[None, :], other=0.0)
             ok = (k < K)[:, None] & column_ok[None, :]
-        first = tl.dot(x, tl.load(w_ptr + at, mask=ok, other=0.0), first, input_precision="ieee")
-        second = tl.dot(x, tl.load(v_ptr + at, mask=ok, other=0.0), second, input_precision="ieee")
+        w = tl.load(w_ptr + at, mask=ok, other=0.0)
+        v = tl.load(v_ptr + at, mask=ok, other=0.0)
+        first = tl.dot(x, w, first, input_precision=PRECISION)
+        second = tl.dot(x, v, second, input_precision=PRECISION)
     return first, second

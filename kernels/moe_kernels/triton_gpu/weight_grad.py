@@ -6,6 +6,7 @@ import triton.language as tl
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.triton_gpu.launch import launch
+from moe_kernels.triton_gpu.precision import input_precision
 from moe_kernels.triton_gpu.tiles import Tile
 from moe_kernels.triton_gpu.tuned import choose
 
@@ -38,6 +39,7 @@ def weight_grad(
             "N": n,
             "X_INDEX": x_index is not None,
             "DY_INDEX": dy_index is not None,
+            "PRECISION": input_precision(x.dtype),
         },
     )
     return dw
@@ -57,6 +59,7 @@ def _weight_grad(
     N: tl.constexpr,
     X_INDEX: tl.constexpr,
     DY_INDEX: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -89,6 +92,6 @@ def _weight_grad(
             mask=row_ok[:, None] & n_ok[None, :],
             other=0.0,
         )
-        dw = tl.dot(tl.trans(x), dy, dw, input_precision="ieee")
+        dw = tl.dot(tl.trans(x), dy, dw, input_precision=PRECISION)
     at = expert.to(tl.int64) * K * N + k[:, None].to(tl.int64) * N + n[None, :]
     tl.store(dw_ptr + at, dw.to(dw_ptr.dtype.element_ty), mask=k_ok[:, None] & n_ok[None, :])
