@@ -57,15 +57,18 @@ def version(package: str) -> str:
     if package == "jax":
         return jax.__version__
     try:
-        return importlib.metadata.version(package) or UNKNOWN
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    except Exception:  # of damaged notes
+        return _noted(package) or UNKNOWN
+    except Exception:  # of notes that are damaged, in one way or another
         return UNKNOWN
-    # Some builds of Triton have names of their own.
-    brought_by = importlib.metadata.packages_distributions()
-    others = brought_by.get(package.replace("-", "_"), [])
-    return importlib.metadata.version(others[0]) if others else UNKNOWN
+
+
+def _noted(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # Some builds of Triton have names of their own.
+        brought_by = importlib.metadata.packages_distributions()
+        return importlib.metadata.version(brought_by[package.replace("-", "_")][0])
 
 
 def fits(package: str, text: str) -> bool:

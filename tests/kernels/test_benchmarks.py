@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from moe_kernels import backends, gpu_packages
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "kernels" / "benchmarks"
@@ -187,10 +190,111 @@ def in_process(loads, capsys):
 
 
 @pytest.mark.parametrize("script", ["gpu.py", "tune.py"])
-def test_the_gpu_scripts_refuse_without_a_gpu(script):
-    done = run(script=script)
+def test_the_gpu_scripts_refuse_without_a_gpu_and_need_no_installed_package(script, tmp_path):
+    # From a copy elsewhere; PYTHONPATH says nothing of it.
+    copy = tmp_path / "kernels"
+    shutil.copytree(ROOT / "kernels", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {**os.environ, "PYTHONPATH": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(copy / "benchmarks" / script)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: {script} needs a GPU; JAX has only cpu here"
+    line = done.stderr.splitlines()[-1]
+    if reason := backends.missing("triton_gpu"):
+        assert line == (
+            f"error: {script} needs triton_gpu: {reason}; without a network: run `pip download "
+            "--no-deps -d .whl jax-triton==0.4.1` where there is one, and bring the folder .whl "
+            "along, beside kernels/"
+        )
+    else:
+        assert line == f"error: {script} needs a GPU; JAX has only cpu here"
+
+
+@pytest.fixture
+def carried(loads, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import carried
+
+    return carried
+
+
+def test_the_gpu_scripts_time_nothing_but_the_triton_kernels(carried, monkeypatch, capsys):
+    def refused(backend, dtype="bfloat16"):
+        with pytest.raises(SystemExit) as stop:
+            carried.require_gpu("gpu.py", backend, dtype)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "gpu.py is for triton_gpu, not --backend=xla: layer.py times others" in refused("xla")
+    monkeypatch.setattr(gpu_packages, "missing", lambda: "no room for it")
+    assert "gpu.py needs triton_gpu: no room for it; without a network: run `pip" in refused(None)
+    assert carried.BRING in refused("triton_gpu")
+    monkeypatch.setattr(gpu_packages, "missing", lambda: None)
+    assert "gpu.py needs a GPU; JAX has only cpu here" in refused(None)
+    monkeypatch.setattr(backends.jax, "default_backend", lambda: "gpu")
+    carried.require_gpu("gpu.py", None, "bfloat16")
+    carried.require_gpu("gpu.py", "triton_gpu", "float32")
+    assert "but float64 on this GPU would run by xla" in refused(None, "float64")
+    monkeypatch.setattr(backends, "_platform", lambda: "rocm")
+    assert "but bfloat16 on this GPU would run by xla" in refused(None)
+
+
+def test_a_carried_wheel_is_found_first(tmp_path):
+    (tmp_path / ".whl").mkdir()
+    folder = tmp_path / "kernels" / "benchmarks"
+    folder.mkdir(parents=True)
+    (folder / "carried.py").write_text((FOLDER / "carried.py").read_text())
+    wheel = tmp_path / ".whl" / "jax_triton-0.4.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("jax_triton/__init__.py", "here = __file__")
+        notes = "Metadata-Version: 2.1\nName: jax-triton\nVersion: 0.4.1\n"
+        file.writestr("jax_triton-0.4.1.dist-info/METADATA", notes)
+    code = (
+        "import carried, jax_triton, importlib.metadata as m;"
+        "print(jax_triton.here, m.version('jax-triton'))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [str(wheel / "jax_triton" / "__init__.py"), "0.4.1"], done.stderr
+
+
+def test_the_gpu_tests_need_nothing_of_the_root_conftest(carried):
+    import gpu
+
+    # Without plugins, Flax and hypothesis: what gpu.py runs can be collected by pytest alone.
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('flax', 'hypothesis', 'moe_jax')));"
+    words = [word for word in gpu.test_command() if word not in ("-n", "8")][3:]
+    code = f"{blocked} import pytest; sys.exit(pytest.main({[*words, '--collect-only']!r}))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "kernels"), "JAX_PLATFORMS": "cpu"}
+    env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_several_tiles" in done.stdout
+    assert "test_wide_tiles" in done.stdout
+
+
+def test_short_calls_are_timed_together_where_calls_do_not_wait(loads, monkeypatch):
+    import interleave
+
+    clock = [0.0]
+    ran = []
+
+    def call(name, ms):
+        ran.append(name)
+        clock[0] += ms / 1e3
+
+    monkeypatch.setattr(interleave.time, "perf_counter", lambda: clock[0])
+    rivals = {"short": lambda: call("short", 2), "long": lambda: call("long", 50)}
+    found = interleave.measure(rivals, 3)
+    assert (found["short"].wall, found["long"].wall) == pytest.approx((2, 50))
+    assert ran.count("short") == ran.count("long") == 1 + 3  # on a CPU one by one
+    ran.clear()
+    monkeypatch.setattr(interleave.jax, "default_backend", lambda: "gpu")
+    found = interleave.measure(rivals, 3)
+    assert (found["short"].wall, found["long"].wall) == pytest.approx((2, 50))
+    assert ran.count("short") == 2 + 3 * 10
+    assert ran.count("long") == 2 + 3
 
 
 def test_parts_gives_every_operation_and_the_share_of_routing(tmp_path):
