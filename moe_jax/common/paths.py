@@ -44,8 +44,10 @@ def local(path: str | os.PathLike[str], name: str) -> str:
         pass
     except OSError as error:
         raise UserError(f"{name}={text}: can't be used: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{name}={text!r}: can't be used: {error}") from None
+    except ValueError:
+        raise UserError(
+            f"{name}={text!r}: can't be used: no path can hold these characters"
+        ) from None
     # Path drops "./", without which these would be a home or an address.
     plain = os.path.normpath(found)
     return os.path.abspath(found) if plain.startswith("~") or _ADDRESS.match(plain) else found

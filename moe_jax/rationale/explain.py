@@ -44,10 +44,8 @@ def parse_texts(data: bytes, source: str, *, jsonl: bool = False) -> list[str]:
         raise UserError(f"{source}: there is no text in it; give one text a line")
     if jsonl:
         found = json_lines(whole, source, ["text"])
-        lines = ((where, check_text(values["text"], "text", where)) for where, values in found)
-    else:
-        lines = numbered_lines(whole, source)
-    return [_not_blank(text, where) for where, text in lines]
+        return [_not_blank(check_text(o["text"], "text", where), where) for where, o in found]
+    return [_not_blank(text, where) for where, text in numbered_lines(whole, source)]
 
 
 def read_texts(path: Path) -> list[str]:
@@ -62,7 +60,7 @@ def read_texts(path: Path) -> list[str]:
         raise UserError(f"--input={path}: no such file") from None
     except OSError as error:
         raise UserError(f"--input={path}: can't be read: {error.strerror or error}") from None
-    return parse_texts(data, str(path), jsonl=path.suffix == ".jsonl")
+    return parse_texts(data, str(path), jsonl=path.suffix.lower() == ".jsonl")
 
 
 def stored_names(workdir: Path, num_factors: int) -> list[str]:

@@ -65,7 +65,7 @@ def test_an_address_is_refused(given, tmp_path):
     [
         ("~nobody-here/a", "~nobody-here is no home here; write ./~nobody-here/a if"),
         ("a" * 5000, "can't be used: File name too long"),
-        ("a\0b", "can't be used: embedded null byte"),
+        ("a\0b", "can't be used: no path can hold these characters"),
         ("loop/a", "can't be used: Too many levels of symbolic links"),
     ],
 )

@@ -93,7 +93,7 @@ def test_names_and_layers_of_the_two_stacks(tmp_path):
     mixed = load_language_model(folder)
     encoder = make_reader(mixed, writes=False)
     assert encoder.name == f"{folder} (encoder)"
-    assert encoder.expert_layers == (1,)
+    assert (encoder.expert_layers, encoder.num_layers) == ((1,), mixed.config.num_layers)
     assert encoder.gate.num_experts == 3
     with pytest.raises(UserError, match=r"its decoder has no experts.*: leave out generate"):
         make_reader(mixed, writes=True)
@@ -106,7 +106,7 @@ def test_a_decoder_only_model_has_one_name(tmp_path):
     causal = load_language_model(folder)
     readers = [make_reader(causal, writes=writes) for writes in (False, True)]
     assert {reader.name for reader in readers} == {str(tmp_path / "olmoe")}
-    assert readers[0].expert_layers == (0, 1)
+    assert (readers[0].expert_layers, readers[0].num_layers) == ((0, 1), 2)
 
 
 def test_an_unknown_architecture_names_those_of_both_kinds(tmp_path):
