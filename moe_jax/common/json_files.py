@@ -41,11 +41,7 @@ def read_text(path: Path) -> str:
     Raises:
       UserError: it can't be read, or isn't UTF-8 (names the line).
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    return decode(data, str(path))
+    return decode(_read_bytes(path), str(path))
 
 
 def decode(data: bytes, source: str) -> str:
@@ -109,11 +105,7 @@ def log_lines(path: Path) -> list[LogLine]:
     Raises:
       UserError: the file can't be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
-    lines = [line + b"\n" for line in data.split(b"\n")]
+    lines = [line + b"\n" for line in _read_bytes(path).split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return [LogLine(line, _object_or_none(line)) for line in lines if line]
 
@@ -128,9 +120,7 @@ def read_object(path: Path, *, missing: str | None = None) -> dict[str, Any]:
     Raises:
       UserError: it can't be read or holds no JSON object.
     """
-    if missing is not None and not path.exists():
-        raise UserError(missing)
-    text = read_text(path)
+    text = decode(_read_bytes(path, missing), str(path))
     try:
         values = _loads(text)
     except _NotJson as error:
@@ -178,6 +168,15 @@ def check_text(value: Any, name: str, where: str) -> str:
 def shown(value: Any) -> str:
     """A value as an error shows it: in short, whatever it is."""
     return _short.repr(value)
+
+
+def _read_bytes(path: Path, missing: str | None = None) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            raise UserError(missing) from None
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
 
 
 class _NotJson(Exception):
