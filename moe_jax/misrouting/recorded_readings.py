@@ -19,7 +19,7 @@ from moe_jax.misrouting.reading_tokens import special_tokens, token_pieces, toke
 from moe_jax.misrouting.recorded import UNREADABLE, read_routes, reason
 from moe_jax.misrouting.subsets import TokenSubset
 
-_NUMBERED = re.compile(r"arr_(\d+)", re.ASCII)
+_NUMBERED = re.compile(r"arr_(0|[1-9][0-9]{0,8})")
 
 
 def read_recorded(

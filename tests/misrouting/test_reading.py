@@ -198,6 +198,9 @@ def test_arrays_that_are_numbered_are_taken_by_number(lm, tmp_path):
     np.savez(tmp_path / "a.npz", **{name: mine[int(name[4:]) % 5].expert for name in names})
     for i, found in enumerate(read_recorded(str(tmp_path / "a.npz"), SHAPE, 12)):
         np.testing.assert_array_equal(found, mine[i % 5].expert)
+    np.savez(tmp_path / "b.npz", arr_01=mine[0].expert, arr_00=mine[1].expert)
+    for i, found in enumerate(read_recorded(str(tmp_path / "b.npz"), SHAPE, 2)):
+        np.testing.assert_array_equal(found, mine[i].expert)
 
 
 def _damaged(file, kind):
