@@ -16,6 +16,7 @@ from moe_jax.models.config_fields import Fields, fields_of, shown
 from moe_jax.models.families import (
     MOST_EXPERTS,
     MOST_LAYERS,
+    MOST_WIDTH,
     activation,
     check_layers_alike,
     family_name,
@@ -77,11 +78,11 @@ def _base(fields: Fields, own: Defaults, **more: Any) -> CausalConfig:
     max_length = fields.whole("max_position_embeddings")
     config = CausalConfig(
         vocab_size=fields.whole("vocab_size"),
-        d_model=fields.whole("hidden_size"),
+        d_model=fields.whole("hidden_size", most=MOST_WIDTH),
         num_layers=fields.whole("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=heads if kv_heads is None else kv_heads,
-        head_dim=fields.whole_or_none("head_dim"),
+        head_dim=fields.whole_or_none("head_dim", most=MOST_WIDTH),
         d_ff=fields.whole("intermediate_size"),
         activation=activation(fields, "hidden_act", default="silu"),
         norm_eps=fields.number("rms_norm_eps", default=own.norm_eps),

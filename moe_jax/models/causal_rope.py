@@ -67,12 +67,15 @@ def _read(inner: Fields, outer: Fields, theta: float, max_length: int) -> RopeCo
     factor = inner.number("factor")
     if kind == "linear":
         return RopeConfig(theta=theta, scaling="linear", factor=factor)
+    low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
+    if low >= high:
+        raise inner.wrong(("low_freq_factor",), f"must be less than high_freq_factor={high}")
     return RopeConfig(
         theta=theta,
         scaling="llama3",
         factor=factor,
-        low_factor=inner.number("low_freq_factor"),
-        high_factor=inner.number("high_freq_factor"),
+        low_factor=low,
+        high_factor=high,
         original_length=_original_length(inner, outer, max_length),
     )
 

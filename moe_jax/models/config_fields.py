@@ -77,9 +77,9 @@ class Fields:
             raise self.wrong(names, f"must be a whole number up to {most}")
         return value
 
-    def whole_or_none(self, *names: str, least: int = 1) -> int | None:
-        """The same, or None where it is null or missing."""
-        return None if self._none(names) else self.whole(*names, least=least)
+    def whole_or_none(self, *names: str, most: int = _LARGEST_INT) -> int | None:
+        """A whole number from 1, or None where it is null or missing."""
+        return None if self._none(names) else self.whole(*names, most=most)
 
     def number(self, name: str, *, default: Any = _REQUIRED, zero: bool = False) -> float:
         """A number more than 0 (or 0 with `zero`) that float32 can hold.

@@ -30,7 +30,7 @@ _ALSO = {
     "n_layers": ("n_layers", "num_hidden_layers"),
 }
 # More of these would only make a wrong number slow to refuse.
-MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
+MOST_LAYERS, MOST_EXPERTS, MOST_WIDTH = 10_000, 100_000, 2**20
 
 
 class Family(NamedTuple):

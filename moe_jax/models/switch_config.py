@@ -198,15 +198,22 @@ def _read(fields: Fields, generation: Fields) -> SwitchConfig:
         activation=_activation(fields),
         norm_eps=fields.number("layer_norm_epsilon", default=1e-6),
         num_buckets=buckets,
-        # Half the buckets are of one distance each.
-        max_distance=fields.whole(
-            "relative_attention_max_distance", least=buckets // 2 + 1, default=128
-        ),
+        max_distance=_max_distance(fields, buckets),
         tie_embeddings=fields.flag("tie_word_embeddings", default=True),
         start_id=_id(fields, generation, "decoder_start_token_id", pad_id, vocab_size),
         pad_id=pad_id,
         stop_ids=_stop_ids(fields, generation, vocab_size),
     )
+
+
+def _max_distance(fields: Fields, buckets: int) -> int:
+    name = "relative_attention_max_distance"
+    distance = fields.whole(name, default=128)
+    # Half the buckets are of one distance each.
+    if distance <= buckets // 2:
+        must = f"must be more than half of relative_attention_num_buckets={buckets}"
+        raise fields.misfit(name, distance, must)
+    return distance
 
 
 def _jitter(fields: Fields) -> float:
