@@ -56,22 +56,22 @@ def raw_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dic
         )
     if _no(metadata.get(f"{a}.attention.causal", int)):
         raise UserError(f"{file}: attention to both sides (attention.causal=false) is not covered")
-    layers = metadata.need(f"{a}.block_count", int)
+    layers = metadata.count(f"{a}.block_count")
     if layers > len(shapes):
         raise UserError(f"{file} has {len(shapes)} tensors, too few for its {layers} layers")
     dense = a == "llama" and not metadata.get("llama.expert_count", int)
-    size, length = metadata.get(f"{a}.vocab_size", int), metadata.need(f"{a}.context_length", int)
-    size = len(metadata.need("tokenizer.ggml.tokens", list)) if size is None else size
+    length = metadata.count(f"{a}.context_length")
     window = metadata.get(f"{a}.attention.sliding_window", int) or length
     if window < length and (dense or a != "llama"):
         raise UserError(f"{file}: {a}.attention.sliding_window={window} is not covered")
     raw = {
         "model_type": "llama",
-        "vocab_size": size,
+        "vocab_size": metadata.count(f"{a}.vocab_size", 0)
+        or len(metadata.need("tokenizer.ggml.tokens", list)),
         "num_hidden_layers": layers,
         **_heads(metadata, a),
-        "intermediate_size": metadata.need(f"{a}.feed_forward_length", int),
-        "rms_norm_eps": metadata.need(f"{a}.attention.layer_norm_rms_epsilon", float),
+        "intermediate_size": metadata.count(f"{a}.feed_forward_length"),
+        "rms_norm_eps": metadata.more_than_0(f"{a}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(metadata, a, set(shapes)),
         "max_position_embeddings": length,
         "tie_word_embeddings": "output.weight" not in shapes,
@@ -90,16 +90,12 @@ def _no(found: int | None) -> bool:
     return found is not None and not found
 
 
-def _or(found: Any, default: Any) -> Any:
-    return default if found is None else found
-
-
 def _heads(metadata: Metadata, a: str) -> dict[str, Any]:
     """How many heads there are and how wide they are."""
-    heads = metadata.need(f"{a}.attention.head_count", int)
-    wide = metadata.need(f"{a}.embedding_length", int)
-    even = wide // max(heads, 1)
-    width = _or(metadata.get(f"{a}.attention.key_length", int), even)
+    heads = metadata.count(f"{a}.attention.head_count")
+    wide = metadata.count(f"{a}.embedding_length")
+    even = wide // heads
+    width = metadata.count(f"{a}.attention.key_length", even)
     if width != even and not _MIXTURES[a].free_width:
         raise UserError(
             f"{metadata.file}: {a}.attention.key_length={width} is not covered, only "
@@ -114,7 +110,7 @@ def _heads(metadata: Metadata, a: str) -> dict[str, Any]:
     return {
         "hidden_size": wide,
         "num_attention_heads": heads,
-        "num_key_value_heads": _or(metadata.get(f"{a}.attention.head_count_kv", int), heads),
+        "num_key_value_heads": metadata.count(f"{a}.attention.head_count_kv", heads),
         "head_dim": width,
     }
 
@@ -126,7 +122,7 @@ def _rope(metadata: Metadata, a: str, tensors: set[str]) -> dict[str, Any]:
             f"{metadata.file}: rope_freqs.weight (Llama 3.1's scaling) is not covered in GGUF "
             "files; load the model's safetensors"
         )
-    theta = _or(metadata.get(f"{a}.rope.freq_base", float), 10_000.0)
+    theta = metadata.more_than_0(f"{a}.rope.freq_base", 10_000.0)
     kind = metadata.get(f"{a}.rope.scaling.type", str) or "linear"
     factor, older = (
         metadata.get(f"{a}.rope.{key}", float) for key in ("scaling.factor", "scale_linear")
@@ -136,7 +132,7 @@ def _rope(metadata: Metadata, a: str, tensors: set[str]) -> dict[str, Any]:
             f"{metadata.file}: {a}.rope.scaling.factor={factor} and {a}.rope.scale_linear={older} "
             "must be the same, or one of them left out"
         )
-    factor = _or(factor, older)
+    factor = older if factor is None else factor
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return {"rope_type": "default", "rope_theta": theta}
     if kind != "linear":
@@ -150,7 +146,7 @@ def _experts(
     metadata: Metadata, a: str, raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
     """What a family with experts has beyond a dense one."""
-    mixture, used = _MIXTURES[a], metadata.need(f"{a}.expert_used_count", int)
+    mixture, used = _MIXTURES[a], metadata.count(f"{a}.expert_used_count")
     count = _expert_count(metadata, a, shapes)
     _check_gate(metadata, a)
     normalised = metadata.get(f"{a}.expert_weights_norm", int)
@@ -169,7 +165,7 @@ def _experts(
     return fields | {
         # llama.cpp's own rule where a key is missing; it has no dense layers here.
         "moe_intermediate_size": metadata.get(f"{a}.expert_feed_forward_length", int)
-        or wide // max(used, 1),
+        or wide // used,
         "shared_expert_intermediate_size": metadata.get(
             f"{a}.expert_shared_feed_forward_length", int
         )

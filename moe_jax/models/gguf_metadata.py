@@ -27,6 +27,32 @@ class Metadata:
             raise UserError(f"{self.file} lacks the metadata key {key}")
         return value
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1; the default, if any, where the key isn't there.
+
+        Raises:
+          UserError: it isn't there and has no default, or it's anything else.
+        """
+        if default is not None and key not in self._fields:
+            return default
+        value = self.need(key, int)
+        if isinstance(value, bool) or value < 1:
+            raise UserError(f"{self.file}: {key}={value} must be a whole number >= 1")
+        return value
+
+    def more_than_0(self, key: str, default: float | None = None) -> float:
+        """A number more than 0; the default, if any, where the key isn't there.
+
+        Raises:
+          UserError: it isn't there and has no default, or it's anything else.
+        """
+        if default is not None and key not in self._fields:
+            return default
+        value = self.need(key, float)
+        if not value > 0:
+            raise UserError(f"{self.file}: {key}={value} must be more than 0")
+        return value
+
     def get(self, key: str, kind: type[_T]) -> _T | None:
         """The value of a key, or None.
 
