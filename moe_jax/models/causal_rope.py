@@ -82,7 +82,9 @@ def _read(inner: Fields, outer: Fields, theta: float, max_length: int) -> RopeCo
 
 def _beside(inner: Fields, outer: Fields, name: str, default: float) -> float:
     """A number that may stand in the object, or beside it, or in both."""
-    found = [fields.number(name) for fields in (inner, outer) if name in fields.raw]
+    both = (inner, outer)
+    said = [fields for fields in both if fields.has(name)]  # null beside a number says nothing
+    found = [fields.number(name) for fields in said or both if name in fields.raw]
     if len(set(found)) == 2:
         raise outer.differ(inner.path(name), found[0], name, found[1])
     return found[0] if found else default

@@ -242,7 +242,7 @@ def _activation(fields: Fields) -> str:
 
 
 def _step(fields: Fields, stack: str, layers: int) -> int:
-    """As written, or every how many-th layer is sparse by their number."""
+    """As written, as transformers has it, else by the number of sparse layers."""
     if fields.has(f"{stack}_sparse_step"):
         return fields.whole(f"{stack}_sparse_step", least=0)
     sparse = fields.whole(f"num_sparse_{stack}_layers", least=0, default=3)

@@ -128,10 +128,11 @@ def test_sizes_that_are_left_out_are_named(configs, read, name, fields):
         {"rope_scaling": {**LINEAR, "type": "linear"}, "rope_parameters": None},
         {"rope_scaling": {}, "rope_parameters": LINEAR},
         {"rope_scaling": None, "rope_parameters": LINEAR, "rope_theta": 10_000},
+        {"rope_parameters": {**LINEAR, "rope_theta": 10_000}, "rope_theta": None},
     ],
 )
 def test_two_equal_descriptions_of_the_positions_load(changes):
-    theta = changes.get("rope_theta", 10_000)
+    theta = changes.get("rope_theta") or 10_000
     assert causal(LLAMA | changes).rope == RopeConfig(
         theta=float(theta), scaling="linear", factor=4.0
     )
@@ -310,6 +311,11 @@ def test_any_value_of_any_field_is_read_or_refused_in_one_line(name, reader, who
     ("raw", "changes", "message"),
     [
         (LLAMA, {"rope_scaling": "linear"}, "rope_scaling='linear' must be an object"),
+        (
+            LLAMA,
+            {"rope_theta": None, "rope_parameters": None},
+            "rope_theta=None must be a number more than 0 (that float32 can hold)",
+        ),
         (LLAMA, {"rope_parameters": [1]}, "rope_parameters=[1] must be an object"),
         (LLAMA, {"hidden_size": 24.0}, "hidden_size=24.0 must be a whole number >= 1"),
         (LLAMA, {"hidden_size": True}, "hidden_size=True must be a whole number >= 1"),
