@@ -212,10 +212,13 @@ def _dequantise(file: pathlib.Path, tensor: Any, index: Index) -> np.ndarray:
     """A tensor, or one expert's part of a stack: the others' bytes are not read."""
     import gguf
 
+    part = tensor.data[index]
+    if part.dtype == np.float64:  # which gguf doesn't turn
+        return part.astype(np.float32)
     try:
         # Scales of a damaged file may be anything; the caller asks for finite values.
         with np.errstate(all="ignore"):
-            value = gguf.quants.dequantize(tensor.data[index], tensor.tensor_type)
+            value = gguf.quants.dequantize(part, tensor.tensor_type)
     except NotImplementedError:
         kind = tensor.tensor_type.name
         raise UserError(f"{file}: {tensor.name} is of type {kind}, which is not covered") from None

@@ -238,6 +238,26 @@ def test_a_key_is_missing(tmp_path, key):
         load_lm(file)
 
 
+def test_types_of_numbers_may_be_mixed(tmp_path):
+    def mix(tensors: dict[str, Any]) -> None:
+        for i, name in enumerate(tensors):
+            kind = (np.float16, np.float64, np.float32)[i % 3]
+            tensors[name] = tensors[name].astype(np.float16).astype(kind)
+
+    mixed = gguf_file.read_gguf(write(tmp_path / "m.gguf", QWEN2, edit=mix)).tensors
+    for name, value in small_causal.tensors(QWEN2).items():
+        np.testing.assert_array_equal(mixed.read(name), value.astype(np.float16))
+
+
+def test_whole_numbers_are_refused(tmp_path):
+    def cast(tensors: dict[str, Any]) -> None:
+        tensors["blk.1.ffn_norm.weight"] = np.ones(24, np.int8)
+
+    file = write(tmp_path / "m.gguf", QWEN3, edit=cast)
+    with pytest.raises(UserError, match=r"blk.1.ffn_norm.weight is of type I8, which is not cov"):
+        load_lm(file)
+
+
 def fused_but(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
     def edit(tensors: dict[str, Any]) -> None:
         fuse(tensors)
