@@ -213,11 +213,11 @@ def _dequantise(file: pathlib.Path, tensor: Any, index: Index) -> np.ndarray:
     import gguf
 
     part = tensor.data[index]
-    if part.dtype == np.float64:  # which gguf doesn't turn
-        return part.astype(np.float32)
     try:
         # Scales of a damaged file may be anything; the caller asks for finite values.
         with np.errstate(all="ignore"):
+            if part.dtype == np.float64:  # which gguf doesn't turn
+                return part.astype(np.float32)
             value = gguf.quants.dequantize(part, tensor.tensor_type)
     except NotImplementedError:
         kind = tensor.tensor_type.name
