@@ -30,7 +30,7 @@ def choose_experts(
     if edit is not None:
         if config.choice == "token":
             choice = jnp.where((edit.gumbel > 0)[:, None], _noisy(choice, logits, edit), choice)
-        draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape)
+        draw = jax.random.uniform(jax.random.key(edit.seed), choice.shape, jnp.float32)
         drawn = jnp.where(choice == -jnp.inf, -jnp.inf, draw)
         choice = jnp.where(edit.random_k[:, None], drawn, choice)
     if config.choice == "expert":
@@ -54,7 +54,7 @@ def _noisy(
 ) -> Float[Array, "t e"]:
     """Logits with Gumbel noise; -inf where the choice is."""
     key = jax.random.fold_in(jax.random.key(edit.seed), 1)
-    noise = edit.gumbel[:, None] * jax.random.gumbel(key, choice.shape)
+    noise = edit.gumbel[:, None] * jax.random.gumbel(key, choice.shape, jnp.float32)
     return jnp.where(choice == -jnp.inf, -jnp.inf, jax.lax.stop_gradient(logits) + noise)
 
 

@@ -100,4 +100,4 @@ def with_noise(
         if noise_logits is None:
             raise ValueError("learned_noise=True needs noise_logits (x W_noise, same shape)")
         deviation = deviation + jax.nn.softplus(noise_logits.astype(jnp.float32))
-    return z + deviation * jax.random.normal(key, z.shape)
+    return z + deviation * jax.random.normal(key, z.shape, jnp.float32)

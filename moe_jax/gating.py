@@ -195,7 +195,7 @@ def gate_logits(
             raise ValueError(
                 f"jitter={jitter} needs a key: pass key=..., or be deterministic (model.eval())"
             )
-        x = x * jax.random.uniform(key, x.shape, minval=1 - jitter, maxval=1 + jitter)
+        x = x * jax.random.uniform(key, x.shape, jnp.float32, minval=1 - jitter, maxval=1 + jitter)
     logits = jnp.matmul(x, w.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return logits if b is None else logits + b.astype(jnp.float32)[None]
 
@@ -292,9 +292,11 @@ class Gate(nnx.Module):
         experts = config.num_experts
         init = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
         self.w_de = _param(init(rngs.params(), (d_model, experts), jnp.float32))
-        self.b_e = _param(jnp.zeros(experts)) if use_bias else None
-        self.w_noise_de = _param(jnp.zeros((d_model, experts))) if config.learned_noise else None
-        self.selection_bias_e = SelectionBias(jnp.zeros(experts)) if selection_bias else None
+        self.b_e = _param(jnp.zeros(experts, jnp.float32)) if use_bias else None
+        noise = config.learned_noise
+        self.w_noise_de = _param(jnp.zeros((d_model, experts), jnp.float32)) if noise else None
+        zeros = jnp.zeros(experts, jnp.float32)
+        self.selection_bias_e = SelectionBias(zeros) if selection_bias else None
 
     def __call__(
         self,

@@ -167,7 +167,7 @@ class MoE(nnx.Module):
             )
         )
         self.shared_gate_d = (
-            nnx.Param(jnp.zeros(d_model), full_precision=True) if shared_gate else None
+            nnx.Param(jnp.zeros(d_model, jnp.float32), full_precision=True) if shared_gate else None
         )
 
     def __call__(

@@ -178,7 +178,7 @@ def _router_terms(routing: Routing, where: Bool[Array, "b s"]) -> dict[str, Floa
     """Balance and z-loss, means over the layers."""
     mine = where.reshape(-1)
     layers = routing.probs.shape[2]
-    balance, z = jnp.zeros(()), jnp.zeros(())
+    balance, z = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     for layer in range(layers):
         probs, expert, logits = (
             a[:, :, layer].reshape(mine.shape[0], -1)

@@ -158,7 +158,7 @@ def _by_id(values: Any, file: str) -> dict[int, AddedToken]:
 
 def _by_text(values: Mapping[str, Any], special: set[str], file: str) -> dict[int, AddedToken]:
     """added_tokens.json: {"<|im_start|>": 258}; special are those that are named."""
-    found = {}
+    found: dict[int, AddedToken] = {}
     for content, index in values.items():
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise UserError(f"{file}: {content!r} has the id {index!r}, must be a whole number")

@@ -85,13 +85,13 @@ class RationaleModel(nnx.Module):
             None if config.decoder == "none" else Decoder(config.decoder, f, d_model, rngs=rngs)
         )
         self.stay_logit = (
-            nnx.Param(jnp.log(config.stay / (1 - config.stay)) * jnp.ones(()))
+            nnx.Param(jnp.log(config.stay / (1 - config.stay)) * jnp.ones((), jnp.float32))
             if config.smoothing == "markov"
             else None
         )
-        self.words_ve = nnx.Param(jnp.zeros((vocab_size, e))) if config.words else None
-        self.state_mean_d = Statistic(jnp.zeros(d_model))
-        self.target_mean_d = Statistic(jnp.zeros(d_target))
+        self.words_ve = nnx.Param(jnp.zeros((vocab_size, e), jnp.float32)) if config.words else None
+        self.state_mean_d = Statistic(jnp.zeros(d_model, jnp.float32))
+        self.target_mean_d = Statistic(jnp.zeros(d_target, jnp.float32))
 
     def __call__(
         self,
@@ -201,9 +201,9 @@ class Transform(nnx.Module):
         e = config.num_factors
         self.a_edf = nnx.Param(init(rngs.params(), (e, d, f), jnp.float32))
         mlp = config.transform == "mlp"
-        self.a_ef = nnx.Param(jnp.zeros((e, f))) if mlp else None
+        self.a_ef = nnx.Param(jnp.zeros((e, f), jnp.float32)) if mlp else None
         self.b_eff = nnx.Param(init(rngs.params(), (e, f, f), jnp.float32)) if mlp else None
-        self.b_ef = nnx.Param(jnp.zeros((e, f))) if mlp else None
+        self.b_ef = nnx.Param(jnp.zeros((e, f), jnp.float32)) if mlp else None
 
     def __call__(self, z: Float[Array, "b e d"]) -> Float[Array, "b e f"]:
         """Transform every factor's vector with that factor's weights."""

@@ -61,7 +61,7 @@ def markov(
     def backward(log_p: Array, log_e: Array) -> tuple[Array, Array]:
         return jax.nn.log_softmax(move(log_p + log_e)), log_p
 
-    first = jnp.full(logits.shape[:1] + (experts,), -jnp.log(experts))
+    first = jnp.full(logits.shape[:1] + (experts,), -jnp.log(experts), logits.dtype)
     evidence_sbe = jnp.swapaxes(evidence, 0, 1)
     _, seen = jax.lax.scan(forward, first, evidence_sbe)
     _, ahead = jax.lax.scan(backward, first, evidence_sbe, reverse=True)

@@ -110,8 +110,8 @@ def _window_states(
     # Places that are no token of the text (special tokens, padding) add to a place past its end.
     place = jnp.where(at < 0, s, at)
     batch = jnp.arange(b)[:, None, None]
-    held = jnp.zeros((b, s + 1)).at[batch, place].add(1.0)[:, :s, None]
-    total = jnp.zeros((b, s + 1, own.shape[-1])).at[batch, place].add(own)[:, :s]
+    held = jnp.zeros((b, s + 1), own.dtype).at[batch, place].add(1.0)[:, :s, None]
+    total = jnp.zeros((b, s + 1, own.shape[-1]), own.dtype).at[batch, place].add(own)[:, :s]
     return total / jnp.maximum(held, 1)
 
 
