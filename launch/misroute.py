@@ -31,11 +31,12 @@ Flags:
   --routes=FILE       an .npz with the experts that another engine chose for the prompts' tokens,
                       for replay: an array [tokens, layers, k] for each prompt of the file, in
                       order, layers being those with experts or all (as vLLM records them)
-  --delimiter=TEXT    what the model writes between explanation and answer (default {delimiter})
+  --delimiter=TEXT    what the model writes between explanation and answer, a special token too
+                      (default {delimiter})
   --max_new_tokens=N  of the explanation with the delimiter (default {max_new_tokens})
   --answer_tokens=N   of the answer (default {answer_tokens})
-  --filler=TEXT       a text of one token that takes the place of explanations; \n is a line break
-                      (default {filler})
+  --filler=TEXT       a text that is one token inside a text, which takes the place of
+                      explanations; \n is a line break (default {filler})
   --options=N         wrong answers that an answer is compared with (default {options})
   --max_steps=N       of an explanation that are looked at (default {max_steps})
   --faithfulness_prompts=N   prompts on which faithfulness is measured, 0: all (default

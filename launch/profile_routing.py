@@ -21,7 +21,8 @@ Flags:
   --generate=N      let the model write up to N tokens after each prompt, and read them too
                     (default 0: only the prompts are read). Of an encoder-decoder (Switch
                     Transformers) the decoder's experts are then profiled, else the encoder's
-  --stop=TEXT       text that ends what it writes, besides the model's own stop tokens
+  --stop=TEXT       text that ends what it writes, a special token too, besides the model's own
+                    stop tokens
   --length_bins=N   compare prompts of like length only, in N bins (default 0: of any length)
   --weights=W,W,... of the levels, the easiest first; they add up to 0 (default: rising evenly)
   --top=N           experts to select for Stage 2 (default: a quarter of them, at most 10)

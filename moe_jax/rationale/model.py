@@ -85,7 +85,7 @@ class RationaleModel(nnx.Module):
             None if config.decoder == "none" else Decoder(config.decoder, f, d_model, rngs=rngs)
         )
         self.stay_logit = (
-            nnx.Param(jnp.log(config.stay / (1 - config.stay)) * jnp.ones((), jnp.float32))
+            nnx.Param(jnp.log(config.stay / (1 - config.stay)).astype(jnp.float32))
             if config.smoothing == "markov"
             else None
         )
