@@ -16,7 +16,7 @@ NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-mar
 MEMORY = ("-O0", "-fsanitize=address,undefined")
 THREADS = ("-O1", "-fsanitize=thread")
 HALT = "halt_on_error=1:abort_on_error=0:print_stacktrace=1:exitcode=77"
-# What `make sanitize` adds: the sets of vectors between, and as users' compilers optimise.
+# Those of this processor, the narrower ones of the one before it, and the least.
 ALL_VECTORS = [(NATIVE,), (NATIVE, "-mno-avx512f"), ()]
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 
@@ -81,9 +81,8 @@ def test_nothing_is_found(program, flags, lanes, tmp_path):
 @pytest.mark.parametrize("program", COMPILERS)
 @pytest.mark.parametrize("vectors", ALL_VECTORS, ids=" ".join)
 @pytest.mark.parametrize("kind", ["address,undefined", "thread"])
-@pytest.mark.parametrize("level", ["-O1", "-O3"])
-def test_nothing_is_found_in_a_long_run(level, kind, vectors, program, tmp_path):
-    made = build(tmp_path, program, (level, f"-fsanitize={kind}", *vectors))
+def test_nothing_is_found_in_a_long_run(kind, vectors, program, tmp_path):
+    made = build(tmp_path, program, ("-O1", f"-fsanitize={kind}", *vectors))
     for seed in range(3):
         run_harness(made, rounds=200, seed=seed, work=20_000)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def _compiled(
     try:
         return _loaded(names, library, folder), library
     except (OSError, AttributeError) as error:
-        raise Unusable(f"its C kernels were compiled, but cannot be loaded: {error}") from error
+        raise Unusable(
+            f"its C kernels were compiled with {shlex.join(command)}, but cannot be loaded: {error}"
+        ) from error
 
 
 def _loaded(names: Iterable[str], library: bytes, folder: Path | None) -> Handlers:
