@@ -53,7 +53,7 @@ def cache_folder() -> Path:
     """The folder that compiled kernels are kept in.
 
     Raises:
-      RuntimeError: no variable names one, and the user has no home.
+      RuntimeError: no variable names one, and no home folder is known.
     """
     if named := os.environ.get(CACHE):
         return Path(named).expanduser()
@@ -66,7 +66,7 @@ def _cache() -> tuple[Path | None, str]:
     try:
         named = cache_folder()
     except RuntimeError:
-        return None, "between processes: the user has no home folder (HOME is not set)"
+        return None, "between processes: no home folder is known"
     try:
         folder = named.absolute()
         refusal = folders.unfit(folder)
