@@ -8,7 +8,7 @@ import jax.numpy as jnp
 EXACT = "ieee"
 """Ordinary float32 arithmetic, on the processor's ordinary units."""
 
-TENSOR_CORES = {
+TENSOR_CORES: dict[str | None, str] = {
     **dict.fromkeys((None, "default", "fastest", "bfloat16", "tensorfloat32"), "tf32"),
     **dict.fromkeys(("high", "bfloat16_3x"), "tf32x3"),
     **dict.fromkeys(("TF32_TF32_F32", "BF16_BF16_F32", "BF16_BF16_BF16"), "tf32"),
@@ -27,4 +27,5 @@ def input_precision(dtype: Any) -> str:
     """
     if jnp.dtype(dtype) != jnp.float32:
         return EXACT
-    return TENSOR_CORES.get(jax.config.jax_default_matmul_precision, EXACT)
+    config: Any = jax.config
+    return TENSOR_CORES.get(config.jax_default_matmul_precision, EXACT)
