@@ -209,6 +209,17 @@ def test_the_gpu_scripts_refuse_without_a_gpu_and_need_no_installed_package(scri
         assert line == f"error: {script} needs a GPU; JAX has only cpu here"
 
 
+def test_the_ten_minutes_on_a_gpu_end_at_once_without_one(tmp_path):
+    script = FOLDER / "gpu.sh"
+    assert script.stat().st_size < 2000  # the most that some such machines take as a command
+    (tmp_path / "python3").symlink_to(sys.executable)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"}
+    env |= {"OUT": str(tmp_path / "out"), "PYTHONPATH": str(Path(pytest.__file__).parents[1])}
+    done = subprocess.run(["bash", script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: gpu.py needs " in (tmp_path / "out" / "gpu.err").read_text()
+
+
 @pytest.fixture
 def carried(loads, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -6,6 +6,8 @@ Part of `make triton`, where jax_triton and JAX's CUDA plugin can be had (Python
 import importlib
 import importlib.util
 import os
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,8 @@ def test_another_number_of_tokens_is_routed_by_the_same_kernel():
         jax.jit(call).trace(jnp.zeros((t, 8))).lower(lowering_platforms=("cuda",))
         return len(compiled_kernels()["_topk_route"])
 
-    assert [route(t) for t in (512, 513, 640, 7)] == [1] * 4
+    assert [route(t) for t in (512, 513, 640, 7, 8000)] == [1] * 5
+    assert route(1) == 2  # the one number that Triton treats as a constant
 
 
 def test_every_precision_of_float32_is_compiled():
@@ -88,6 +91,35 @@ def test_every_precision_of_float32_is_compiled():
         found.append(str(list(compiled_kernels()["_grouped_matmul"])[-1]))
     for text, precision in zip(found, ("tf32", "tf32x3", "ieee"), strict=True):
         assert f"('PRECISION', '{precision}')" in text
+
+
+def test_a_triton_that_jax_triton_takes_for_one_without_nvidia_is_mended(monkeypatch):
+    """What the import of jax_triton 0.4.1 leaves with Triton 3.6."""
+    from jax_triton import triton_lib
+    from triton.backends.nvidia import compiler, driver
+
+    right = triton_lib._TMA_DTYPE_DEVICE_TO_HOST, triton_lib._TMA_TF32
+    stub = SimpleNamespace(CUDAOptions=object, CUDABackend=object, GPUTarget=object)
+    monkeypatch.setattr(triton_lib, "cb", stub)
+    monkeypatch.setattr(triton_lib, "_TMA_DTYPE_DEVICE_TO_HOST", {})
+    monkeypatch.setattr(triton_lib, "_TMA_TF32", 0)
+    # Another size than before, or JAX would remember the program.
+    assert lowered("triton_gpu", "cuda", t=49).count("@triton_kernel_call") == 12
+    assert triton_lib.cb is compiler
+    assert right == (triton_lib._TMA_DTYPE_DEVICE_TO_HOST, triton_lib._TMA_TF32)
+    assert right[0] is driver.TMA_DTYPE_DEVICE_TO_HOST
+
+
+def test_a_triton_without_nvidia_is_missing(monkeypatch):
+    from jax_triton import triton_lib
+    from moe_kernels import gpu_packages
+    from triton.backends import nvidia
+
+    monkeypatch.setattr(triton_lib, "cb", SimpleNamespace())
+    monkeypatch.delattr(nvidia, "compiler")
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia.compiler", None)
+    reason = gpu_packages.missing.__wrapped__()
+    assert "cannot be imported: ModuleNotFoundError: import of triton.backends.nvidia" in reason
 
 
 def test_without_tokens_the_program_holds_no_kernel():

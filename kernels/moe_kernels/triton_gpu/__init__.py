@@ -2,9 +2,9 @@
 
 Kernels K1 to K8 are those of `staged`. A model's sizes are compile-time constants; numbers of
 tokens and loads are not, so another batch is another compilation only if it takes other tiles.
-Products of float32 are as exact as `jax_default_matmul_precision` asks (`precision`). What no GPU is
-needed for is tested without one: the kernels run in Triton's interpreter and are compiled for
-sm_80, sm_90 and sm_100.
+Products of float32 are as exact as `jax_default_matmul_precision` asks (`precision`).
+What no GPU is needed for is tested without one: the kernels run in Triton's interpreter and are
+compiled for sm_80, sm_90 and sm_100.
 """
 
 from functools import partial

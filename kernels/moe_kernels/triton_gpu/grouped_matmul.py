@@ -99,8 +99,8 @@ def _grouped_matmul(
     w_ptr += matrix
     y = accumulate(y, x_ptr, w_ptr, source, row_ok, column, N, K, W_K, W_N, PRECISION, BLOCK_K)
     if SECOND:
-        # A loop of its own: Triton miscompiles two products that one loop adds to the same sum for
-        # sm_100 (triton-lang/triton#10821).
+        # A loop of its own: on Blackwell, Triton up to 3.8 miscompiles two products that one loop
+        # adds to the same sum (triton-lang/triton#10821).
         w2_ptr += matrix
         y = accumulate(
             y, x2_ptr, w2_ptr, source, row_ok, column, N, K, W_K, W_N, PRECISION, BLOCK_K

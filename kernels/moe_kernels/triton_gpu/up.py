@@ -150,8 +150,8 @@ def accumulate_two(
 ):
     """(first + x[row] @ w[:, column], second + x[row] @ v[:, column]): x is read once.
 
-    Two sums stay two: Triton miscompiles two products that one loop adds to the same sum for
-    sm_100 (triton-lang/triton#10821).
+    Two sums stay two: on Blackwell, Triton up to 3.8 miscompiles two products that one loop adds to
+    the same sum (triton-lang/triton#10821).
     """
     column_ok = column < N
     for start in range(0, K, BLOCK_K):
