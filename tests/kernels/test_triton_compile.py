@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
     [
         (("--shapes=30B,odd,decode", "--dtype=bfloat16"), 3 * 3 * 8),
         (("--shapes=ragged", "--dtype=float32,float16"), 2 * 3 * 8),
-        (("--shapes=30B", "--dtype=tf32,tf32x3"), 2 * 3 * 8),
+        (("--shapes=30B", "--dtype=tf32"), 3 * 8),
     ],
 )
 def test_all_kernels_compile_and_none_spills(flags, kernels):
