@@ -6,9 +6,8 @@ order mark is passed over. NaN and Infinity are read, as Python's and pandas' wr
 uses a number says whether it must be finite.
 """
 
-import collections
 import json
-import reprlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,6 @@ from typing import Any, NamedTuple
 from moe_jax.errors import UserError
 
 _BYTE_ORDER_MARK = "\ufeff"
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-_short.maxlong = 40
-_short.maxlevel = 3
 
 
 class LogLine(NamedTuple):
@@ -156,18 +151,50 @@ def check_text(value: Any, name: str, where: str) -> str:
     """
     if not isinstance(value, str):
         raise UserError(f"{where}: {name}={shown(value)} must be a text")
-    half = next((c for c in value if "\ud800" <= c <= "\udfff"), None)
-    if half is not None:
+    if (place := half_pair(value)) is not None:
         raise UserError(
-            f"{where}: {name} holds \\u{ord(half):04x}, half of a surrogate pair and no "
+            f"{where}: {name} holds \\u{ord(value[place]):04x}, half of a surrogate pair and no "
             "character: write the whole character, or leave it out"
         )
     return value
 
 
+def half_pair(text: str) -> int | None:
+    """Where a text has the first half of a UTF-16 pair, which stands for nothing; None: nowhere."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; 1 and 1.0 are, 1 and true are not."""
+    try:
+        return _same(one, other)
+    except RecursionError:  # nested too deeply to tell
+        return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
+        return math.isnan(other)
+    return one == other
+
+
 def shown(value: Any) -> str:
-    """A value as an error shows it: in short, whatever it is."""
-    return _short.repr(value)
+    """A value of a file as a message shows it: on one line, and not all of a long one."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested or written too long
+        return f"(a long {type(value).__name__})"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _read_bytes(path: Path, missing: str | None = None) -> bytes:
@@ -197,10 +224,11 @@ def _loads(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        count = collections.Counter(name for name, _ in pairs)
-        raise _NotJson(f"an object has the name {shown(count.most_common(1)[0][0])} twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and not same(found[name], value):
+            raise _NotJson(f"an object has the name {shown(name)} twice, with different values")
+        found[name] = value
     return found
 
 

@@ -16,8 +16,8 @@ class StudyConfig:
       delimiter: what the model writes between explanation and answer.
       max_new_tokens: of the explanation, with the delimiter.
       answer_tokens: of the answer.
-      filler: a text that is one token inside a text; it takes the place of explanations and of parts
-        of prompts.
+      filler: a text that is one token inside a text; it takes the place of explanations and of
+        parts of prompts.
       options: wrong answers that an answer is compared with, besides the right one.
       max_steps: of an explanation that are looked at; of longer ones, so many spread evenly.
       faithfulness_prompts: how many prompts faithfulness is measured on; 0: all.

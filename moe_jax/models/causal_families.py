@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from moe_jax.common.json_files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_rope import read_rope, write_rope
-from moe_jax.models.config_fields import Fields, fields_of, shown
+from moe_jax.models.config_fields import Fields, fields_of
 from moe_jax.models.families import (
     MOST_EXPERTS,
     MOST_LAYERS,

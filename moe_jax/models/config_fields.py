@@ -1,10 +1,10 @@
 """The fields of a config.json, read one by one; each wrong value is one line that names it."""
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moe_jax.common.json_files import same, shown
 from moe_jax.errors import UserError
 
 _LARGEST_INT = 2**31 - 1
@@ -219,35 +219,6 @@ def fields_of(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; 1 and 1.0 are, 1 and true are not."""
-    try:
-        return _same(one, other)
-    except RecursionError:  # nested too deeply to tell
-        return False
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
-        return math.isnan(other)
-    return one == other
-
-
-def shown(value: Any) -> str:
-    """A value of a file as a message shows it: on one line, and not all of a long one."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested or written too long
-        return f"(a long {type(value).__name__})"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_int(value: Any) -> bool:

@@ -2,11 +2,11 @@
 
 import pathlib
 
+from moe_jax.common.json_files import shown
 from moe_jax.common.paths import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.causal_families import CAUSAL_FAMILIES
 from moe_jax.models.causal_pretrained import PretrainedLM, load_lm
-from moe_jax.models.config_fields import shown
 from moe_jax.models.switch_config import MODEL_TYPE
 from moe_jax.models.switch_pretrained import PretrainedSwitch, load_switch
 from moe_jax.models.tokenizer import read_json

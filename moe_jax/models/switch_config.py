@@ -7,9 +7,10 @@ from typing import Any
 
 from moe_kernels import ACTIVATIONS
 
+from moe_jax.common.json_files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.models.config_fields import Fields, fields_of, shown
+from moe_jax.models.config_fields import Fields, fields_of
 from moe_jax.models.families import MOST_EXPERTS, MOST_LAYERS, activation, check_layers_alike
 
 ARCHITECTURE, MODEL_TYPE = "SwitchTransformersForConditionalGeneration", "switch_transformers"

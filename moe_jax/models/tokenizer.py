@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from moe_jax.common.json_files import half_pair, read_object
 from moe_jax.errors import UserError
 from moe_jax.models import added_tokens, hub_tokenizer
 from moe_jax.models.added_tokens import AddedTokens
-from moe_jax.models.config_fields import same, shown
 
 # Fields of tokenizer_config.json -> of the normalizer.
 _BERT_OPTIONS = {
@@ -25,35 +25,12 @@ _UNSET = ("strip_accents", None)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    A byte order mark before it is skipped; a key that is there twice must have equal values.
+    """The JSON object that a file of a model's folder holds.
 
     Raises:
       UserError: there is no such file, or it doesn't hold a JSON object.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_without_repeats)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; a Hugging Face model folder has one") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read as JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{file} can't be read as JSON: it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} should hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found and not same(found[key], value):
-            raise ValueError(f"the key {shown(key)} is there twice, with different values")
-        found[key] = value
-    return found
+    return read_object(file, missing=f"{file} is missing; a Hugging Face model folder has one")
 
 
 def read_tokenizer(folder: pathlib.Path) -> Tokenizer:
@@ -143,13 +120,11 @@ def check_text(text: str, name: str) -> None:
     Raises:
       UserError: it holds one (says which, and where).
     """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if (place := half_pair(text)) is not None:
         raise UserError(
-            f"{name}, character {error.start + 1}: {text[error.start]!r} is half of a surrogate "
-            "pair, not a character"
-        ) from None
+            f"{name}, character {place + 1}: {text[place]!r} is half of a surrogate pair, not a "
+            "character"
+        )
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -192,7 +192,7 @@ SPANS = [
     (f"[[0, 1, 1{'0' * 400}]]", "is above 9999; use names instead"),
     (f"[[0, {'9' * 4000}, 0]]", "is out of range; the text has 4 characters"),
     ("[[0, 1e400, 0]]", "must be two whole numbers and a label"),
-    (f"{'[' * 900}{']' * 900}", "span [[[[...]]]] must be [start, end, label]"),
+    (f"{'[' * 900}{']' * 900}", "[[[... must be [start, end, label]"),
     ("[[0, 1, 1000000]]", "label 1000000 is above 9999; use names instead"),
     ('[[0, 1, 1], [1, 2, "x"]]', "label 1 is a number where others are names"),
 ]

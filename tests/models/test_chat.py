@@ -170,7 +170,7 @@ def test_names_of_special_tokens(tmp_path):
         ({"chat_template": ["a"]}, None, "must be a text, or a list"),
         ({"chat_template": [{"name": "default", "template": 3}]}, None, "must be a text, or a li"),
         ({"chat_template": [{"name": "rag", "template": "x"}]}, None, "named 'default', only rag"),
-        ([], None, "should hold a JSON object"),
+        ([], None, "must hold one JSON object"),
     ],
 )
 def test_folders_that_are_refused(tmp_path, config, jinja, message):

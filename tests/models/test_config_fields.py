@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from moe_jax.common.json_files import same, shown
 from moe_jax.errors import UserError
 from moe_jax.models.causal_config import RopeConfig
 from moe_jax.models.causal_families import read_causal_config
 from moe_jax.models.causal_pretrained import load_lm, save_lm
-from moe_jax.models.config_fields import Fields, same, shown
+from moe_jax.models.config_fields import Fields
 from moe_jax.models.families import read_config
 from moe_jax.models.language_model import load_language_model
 from moe_jax.models.switch_config import read_switch_config
@@ -388,13 +389,13 @@ def test_what_is_the_same():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 1, "a": 2}', "the key 'a' is there twice, with different values"),
-        ('{"b": {"a": 1, "a": true}}', "the key 'a' is there twice"),
+        ('{"a": 1, "a": 2}', "has the name 'a' twice, with different values"),
+        ('{"b": {"a": 1, "a": true}}', "has the name 'a' twice"),
         ('{"a": ' + "[" * 100_000, "nested too deeply"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
-        ('{"a": ' + "1" * 5000 + "}", "4300 digits"),
+        ('{"a": ' + "1" * 5000 + "}", "4,300 digits"),
         ('{"a": 1', "can't be read as JSON"),
-        ("[1]", "should hold a JSON object, not a list"),
+        ("[1]", "must hold one JSON object, not a list"),
         ("", "can't be read as JSON"),
     ],
 )
@@ -408,7 +409,7 @@ def test_json_that_is_odd_but_clear_is_read(tmp_path):
     file.write_bytes(b'\xef\xbb\xbf{"a": 1, "a": 1.0, "b": [NaN], "b": [NaN]}')
     assert read_json(file)["a"] == 1
     file.write_bytes(b'{"a": "\xff"}')
-    assert "can't be read as JSON" in refusal(read_json, file)
+    assert "line 1: not UTF-8" in refusal(read_json, file)
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,9 @@ def test_bad_config_files(tmp_path):
     file.write_text(json.dumps({k: v for k, v in BERT.items() if k != "hidden_size"}))
     fails(tmp_path, "config.json lacks the field 'hidden_size'")
     file.write_text("{")
-    fails(tmp_path, "config.json can't be read as JSON")
+    fails(tmp_path, "config.json: can't be read as JSON")
     file.write_text("[]")
-    fails(tmp_path, "config.json should hold a JSON object, not a list")
+    fails(tmp_path, "config.json: must hold one JSON object, not a list")
     file.unlink()
     fails(tmp_path, "config.json is missing")
 
