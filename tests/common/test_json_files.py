@@ -59,7 +59,10 @@ def test_numbers_that_json_lacks_are_left_to_the_reader():
         ("1e400", "must be an object with a, b, not a number"),
         ("true", "must be an object with a, b, not true or false"),
         ('{"b": 1}', "has no 'a' (it has ['b'])"),
-        ('{"a": 1, "a": 2, "b": 3}', "not JSON (an object has the name 'a' twice, with different values)"),
+        (
+            '{"a": 1, "a": 2, "b": 3}',
+            "not JSON (an object has the name 'a' twice, with different values)",
+        ),
         ('{"c": [{"\\u2028": 1, "\\u2028": 2}]}', r"an object has the name '\u2028' twice"),
         (f'{{"c": {"7" * 5000}}}', "not JSON (a whole number of more than 4,300 digits)"),
         (f'{{"c": -{"7" * 4301}}}', "not JSON (a whole number of more than 4,300 digits)"),
