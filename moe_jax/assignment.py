@@ -49,13 +49,23 @@ def choose_experts(
     return expert.astype(jnp.int32), present
 
 
+def nan_last(choice: Float[Array, "t e"], logits: Float[Array, "t e"]) -> Float[Array, "t e"]:
+    """The choice without NaN, which `lax.top_k` takes for the largest number.
+
+    Softmax makes a whole token NaN: then its logits decide, and those that are NaN come last.
+    """
+    choice = jnp.where(jnp.isnan(choice), jax.lax.stop_gradient(logits), choice)
+    return jnp.where(jnp.isnan(choice), jnp.finfo(choice.dtype).min, choice)
+
+
 def _noisy(
     choice: Float[Array, "t e"], logits: Float[Array, "t e"], edit: RoutingEdit
 ) -> Float[Array, "t e"]:
     """Logits with Gumbel noise; -inf where the choice is."""
     key = jax.random.fold_in(jax.random.key(edit.seed), 1)
     noise = edit.gumbel[:, None] * jax.random.gumbel(key, choice.shape, jnp.float32)
-    return jnp.where(choice == -jnp.inf, -jnp.inf, jax.lax.stop_gradient(logits) + noise)
+    noisy = nan_last(jax.lax.stop_gradient(logits) + noise, logits)
+    return jnp.where(choice == -jnp.inf, -jnp.inf, noisy)
 
 
 def allowed_by_groups(choice: Float[Array, "t e"], config: GateConfig) -> Bool[Array, "t e"]:

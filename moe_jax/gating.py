@@ -9,7 +9,11 @@
     -> k experts -> weights (renormalised, scaled) -> capacity -> Routing
 
 A `RoutingEdit` changes the decision at named points of this path. Ties go to the lowest index. A
-logit of -inf means that the expert is not available.
+logit of -inf means that the expert is not available. NaN ranks last of what is available, and
+weights are NaN where the scores are (as in `moe_kernels.topk_route`).
+
+On a mesh with Explicit axes tokens stay where they are; where they compete for capacity, or experts
+choose, every device sees all logits. The result is that of one device.
 """
 
 import dataclasses
@@ -19,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from moe_kernels.explicit_mesh import rows_where, whole_where
 
-from moe_jax.assignment import choose_experts, take, under_capacity
+from moe_jax.assignment import choose_experts, nan_last, take, under_capacity
 from moe_jax.gate_config import GateConfig
 from moe_jax.gate_scores import softmax, steered, weights, with_noise
 from moe_jax.routing_edit import KEEP, RoutingEdit
@@ -99,6 +104,10 @@ def route(
     """
     config.validate()
     _check(logits, config, bias, noise_logits, segments)
+    sharded = logits
+    if not config.dropless:
+        per_token = whole_where((logits, noise_logits, where, segments), sharded)
+        logits, noise_logits, where, segments = per_token
     z = logits.astype(jnp.float32)
     if where is not None:
         z = jnp.where(where[:, None], z, 0)
@@ -117,6 +126,7 @@ def route(
     choice = jax.lax.stop_gradient(z if by_logits else probs)
     if bias is not None:
         choice = choice + bias.astype(jnp.float32)[None]
+    choice = nan_last(choice, z)
     # top_k puts -0.0 below 0.0; here they tie, and the lower index wins.
     choice = jnp.where(choice == 0, 0, choice)
     choice = jnp.where(z == -jnp.inf, -jnp.inf, choice)
@@ -140,7 +150,8 @@ def route(
     if edit is not None:
         weight = jnp.where(take(edit.zero, expert), 0, weight * take(edit.scale, expert))
         weight = jnp.where(present, weight, 0)
-    return Routing(expert=expert, weight=weight, probs=probs, logits=z)
+    routing = Routing(expert=expert, weight=weight, probs=probs, logits=z)
+    return routing if config.dropless else rows_where(routing, sharded)
 
 
 def withhold(routing: Routing, edit: RoutingEdit) -> tuple[Routing, Float[Array, "t e"]]:
@@ -162,7 +173,9 @@ def withhold(routing: Routing, edit: RoutingEdit) -> tuple[Routing, Float[Array,
     gone = take(zero, routing.expert)
     taken = jnp.where(gone, routing.weight, 0)
     withheld = jnp.zeros((t, experts), taken.dtype)
-    withheld = withheld.at[jnp.arange(t)[:, None], routing.expert].add(taken, mode="drop")
+    expert, added = whole_where((routing.expert, taken), routing.expert)
+    withheld = withheld.at[jnp.arange(t)[:, None], expert].add(added, mode="drop")
+    withheld = rows_where(withheld, routing.expert)
     return routing._replace(weight=jnp.where(gone, 0, routing.weight)), withheld
 
 
@@ -196,6 +209,7 @@ def gate_logits(
                 f"jitter={jitter} needs a key: pass key=..., or be deterministic (model.eval())"
             )
         x = x * jax.random.uniform(key, x.shape, jnp.float32, minval=1 - jitter, maxval=1 + jitter)
+    w, b = whole_where((w, b), x)
     logits = jnp.matmul(x, w.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return logits if b is None else logits + b.astype(jnp.float32)[None]
 
@@ -220,7 +234,8 @@ def dropped(routing: Routing, *, where: Bool[Array, " t"] | None = None) -> Int[
 def expert_counts(routing: Routing) -> Int[Array, " e"]:
     """How many assignments each expert has [e]; dropped and padding ones count nowhere."""
     experts = routing.probs.shape[-1]
-    return jnp.zeros(experts, jnp.int32).at[routing.expert.reshape(-1)].add(1, mode="drop")
+    expert = whole_where(routing.expert, routing.expert).reshape(-1)
+    return jnp.zeros(experts, jnp.int32).at[expert].add(1, mode="drop")
 
 
 def update_selection_bias(

@@ -15,6 +15,7 @@ from moe_kernels import (
     moe_ffn,
     moe_ffn_expert_parallel,
 )
+from moe_kernels.explicit_mesh import whole_where
 
 from moe_jax.errors import UserError
 from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit, withhold
@@ -53,12 +54,13 @@ class FeedForward(nnx.Module):
         dtype = x.dtype if self.dtype is None else self.dtype
         act = ACTIVATIONS[self.activation]
         h = x.astype(dtype)
-        up = h @ self.w_in_df[...].astype(dtype)
-        if self.w_gate_df is None:
-            hidden = act(up)
-        else:
-            hidden = act(h @ self.w_gate_df[...].astype(dtype)) * up
-        return (hidden @ self.w_out_fd[...].astype(dtype)).astype(x.dtype)
+
+        def linear(h: Array, w: nnx.Param) -> Array:
+            return h @ whole_where(w[...].astype(dtype), h)
+
+        up = linear(h, self.w_in_df)
+        hidden = act(up) if self.w_gate_df is None else act(linear(h, self.w_gate_df)) * up
+        return linear(hidden, self.w_out_fd).astype(x.dtype)
 
 
 class MoE(nnx.Module):
@@ -77,6 +79,10 @@ class MoE(nnx.Module):
 
     Initialisation: expert weights are truncated normal of variance 1/fan_in (fan_in is d for w_in
     and w_gate, f for w_out), each expert independently; the router is `Gate`'s.
+
+    On a mesh whose axes are Explicit (`jax.make_mesh`), x sharded over its batch: each device works
+    on its own tokens with all experts, the result is that of one device, and a capacity counts
+    among all tokens. Under Auto axes every device would get all tokens: use `jax.shard_map`.
 
     On a mesh, inside `jax.shard_map`: where the parameters w_* that the module holds are a
     device's part of the experts, tokens travel over `expert_axis` to the experts they chose and
@@ -273,7 +279,7 @@ class MoE(nnx.Module):
         y = shared(x)
         if self.shared_gate_d is None:
             return y
-        open_t = jax.nn.sigmoid(x.astype(jnp.float32) @ self.shared_gate_d[...])
+        open_t = jax.nn.sigmoid(x.astype(jnp.float32) @ whole_where(self.shared_gate_d[...], x))
         return (y.astype(jnp.float32) * open_t[:, None]).astype(x.dtype)
 
 

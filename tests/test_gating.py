@@ -410,3 +410,19 @@ def test_bad_arguments(monkeypatch):
         route(z, config, noise_logits=z)
     with pytest.raises(ValueError, match=r'segments need config.choice="token"'):
         route(z, GateConfig(num_experts=4, choice="expert"), segments=jnp.zeros(2, int))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nan_logits_rank_last_and_show_in_the_weights(score, groups):
+    nan, inf = np.nan, np.inf
+    logits = np.asarray(
+        [[1, nan, 3, 2], [nan, nan, nan, nan], [nan, -inf, 0, nan], [nan, 1, 1, 4]], np.float32
+    )
+    config = GateConfig(num_experts=4, k=2, score=score, num_groups=groups, groups_kept=groups)
+    routing = route(jnp.asarray(logits), config)
+    # An expert of -inf isn't available; one of NaN is, and comes last.
+    np.testing.assert_array_equal(routing.expert, [[2, 3], [0, 1], [2, 0], [3, 1]])
+    chosen = np.take_along_axis(logits, np.asarray(routing.expert), 1)
+    right = np.full((4, 2), nan) if score == "softmax" else 1 / (1 + np.exp(-chosen))
+    np.testing.assert_allclose(routing.weight, right, rtol=1e-6)

@@ -284,6 +284,72 @@ def test_gate_keeps_its_own_config():
     assert expert_counts(gate(array(X))).tolist() == [0, 0, T, 0]
 
 
+def test_second_derivatives_by_the_reference_and_one_sentence_elsewhere():
+    # In bfloat16, with a shared expert; against all experts by einsum in float32.
+    moe = make(gate={"renormalise": True}, dtype=jnp.bfloat16, backend="reference")
+    graphdef, params = nnx.split(moe, nnx.Param)
+    x = array(X)[:2]
+    arrays = {
+        "router": moe.gate.w_de[...],
+        "in": moe.w_in_edf[...],
+        "gate": moe.w_gate_edf[...],
+        "out": moe.w_out_efd[...],
+    }
+    got = jax.jit(jax.hessian(lambda x: jnp.sum(nnx.merge(graphdef, params)(x)[0] ** 2)))(x)
+    want = jax.jit(jax.hessian(lambda x: jnp.sum(dense(arrays, x, moe.gate.config) ** 2)))(x)
+    np.testing.assert_allclose(got, want, rtol=0, atol=0.05 * np.abs(want).max())
+    other = make(gate={"renormalise": True}, dtype=jnp.bfloat16)
+    for asked in (jax.hessian, jax.jacfwd):
+        with pytest.raises(ValueError, match="has first derivatives in reverse mode only"):
+            asked(lambda x: jnp.sum(other(x)[0] ** 2))(x)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"renormalise": True},
+        {"capacity_factor": 0.6, "priority": "score"},
+        {"choice": "expert"},
+        {"noise_std": 1.0, "jitter": 0.1},
+    ],
+    ids=["dropless", "capacity", "expert_choice", "noise"],
+)
+@pytest.mark.parametrize("sharded", ["tokens", "tokens and parameters"])
+def test_on_a_mesh_as_on_one_device(gate, sharded, key):
+    moe = make(gate=gate, d_shared=4, shared_gate=True)
+    graphdef, params = nnx.split(moe)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 3, D)), jnp.float32)
+    edit = RoutingEdit.identity(moe.gate.config)
+    edit = edit._replace(zero=edit.zero.at[..., 1].set(True), stand_in=jnp.ones((E, D)))
+
+    def results(params, x):
+        def value(params, x, edit=None):
+            y, routing = nnx.merge(graphdef, params)(x, key=key, edit=edit)
+            return jnp.sum(y**2), (y, routing, expert_counts(routing), dropped(routing))
+
+        (_, out), grads = jax.value_and_grad(value, (0, 1), has_aux=True)(params, x)
+        return out, grads, value(params, x, edit)[1]
+
+    def put(a, *axes):
+        return jax.device_put(a, jax.NamedSharding(mesh, jax.P(*axes)))
+
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    want = jax.jit(results)(params, x)
+    own = params
+    if sharded != "tokens":
+        own = jax.tree.map(
+            lambda a: put(a, *(None,) * (a.ndim - 1), "model") if a.shape[-1:] == (D,) else a,
+            params,
+        )
+    got = jax.jit(results)(own, put(x, "data"))
+    assert jax.typeof(got[0][0]).sharding.spec[0] == "data"
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    y = nnx.merge(graphdef, own)(put(x, "data"), key=key)[0]
+    np.testing.assert_allclose(y, want[0][0], rtol=1e-4, atol=1e-5)
+
+
 def test_trains():
     """A few steps of gradient descent lower a loss; the router moves too."""
     moe = make(gate={"renormalise": True})

@@ -13,7 +13,9 @@ from moe_kernels.backends import BACKENDS as BACKENDS
 from moe_kernels.backends import choose as choose
 from moe_kernels.expert_parallel import EXCHANGES as EXCHANGES
 from moe_kernels.expert_parallel import moe_ffn_expert_parallel as moe_ffn_expert_parallel
+from moe_kernels.export import EXPORT_CHECKS_OFF as EXPORT_CHECKS_OFF
 from moe_kernels.heap import keep_heap as keep_heap
+from moe_kernels.layer import RESIDUALS as RESIDUALS
 from moe_kernels.ops import combine as combine
 from moe_kernels.ops import gather_gemm as gather_gemm
 from moe_kernels.ops import grouped_gemm as grouped_gemm
@@ -28,6 +30,8 @@ __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "EXCHANGES",
+    "EXPORT_CHECKS_OFF",
+    "RESIDUALS",
     "Plan",
     "Tiles",
     "choose",

@@ -1,7 +1,7 @@
 """The arguments of `moe_ffn`: one record for the backends, and the checks that make it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ def check(
     activation: str,
     num_experts: int | None = None,
 ) -> tuple[Array, Array, Array, Experts]:
-    """Returns the arguments as JAX arrays (expert as int32), or says what is wrong with them.
+    """Returns the arguments as JAX arrays, or says what is wrong with them.
+
+    `expert` comes back as int32, `weight` in the dtype of sums: its own dtype counts for nothing.
 
     `num_experts` is what ids count up to; None: the number of experts given.
 
@@ -49,7 +51,22 @@ def check(
     _check_experts(x, experts)
     if jax.config.jax_enable_checks and expert.size:  # type: ignore[attr-defined]
         _check_ids(expert, num_experts or experts.w_in.shape[0])
-    return x, expert.astype(jnp.int32), weight, experts
+    return x, expert.astype(jnp.int32), weight.astype(wide(x.dtype)), experts
+
+
+def check_fixed(backend: str | None, *arrays: Array) -> None:
+    """Raises ValueError if a shape is symbolic (`jax.export`): the reference alone takes those."""
+    for array in arrays:
+        if backend != "reference" and not all(isinstance(n, int) for n in array.shape):
+            raise ValueError(
+                f"an argument has the symbolic shape {array.shape}, which only "
+                "backend='reference' takes: export once for each size, or use that"
+            )
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype that sums are made in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _check_ids(expert: Array, num_experts: int) -> None:
@@ -77,7 +94,7 @@ def _check_routing(x: Array, expert: Array, weight: Array) -> None:
         raise ValueError(f"expert holds {expert.dtype}; expert ids must be integers")
     if expert.shape[1] < 1:
         raise ValueError("expert has k=0 choices per token; k must be at least 1")
-    if expert.size > MAX_SLOTS:
+    if isinstance(expert.size, int) and expert.size > MAX_SLOTS:
         raise ValueError(f"expert has {expert.size} elements; at most {MAX_SLOTS} (int32) work")
     check_shape("weight", weight, ("tokens", "k"), expert.shape)
     check_floats(weight=weight)
@@ -105,7 +122,7 @@ def _check_experts(x: Array, experts: Experts) -> None:
 
 
 def check_shape(
-    name: str, array: Array, axes: Sequence[str], want: Sequence[int | None] | None = None
+    name: str, array: Array, axes: Sequence[str], want: Sequence[Any] | None = None
 ) -> None:
     """Raises ValueError unless the array has these axes, of these lengths where they are given."""
     want = want or (None,) * len(axes)

@@ -100,6 +100,15 @@ def run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -
     return lax.platform_dependent(arrays, default=function("xla"), **branches)
 
 
+def only_once(backend: str | None) -> str:
+    """What to tell who asks a backend for more than first derivatives in reverse mode."""
+    asked = "backend=None (picked by platform)" if backend is None else f"backend={backend!r}"
+    return (
+        f"{asked} has first derivatives in reverse mode only (jax.grad, jax.vjp); for jax.jvp, "
+        "jax.hessian and other second derivatives use backend='reference'"
+    )
+
+
 def _present() -> dict[str, str]:
     """Platform -> the backend made for it, where what it needs is installed."""
     installed = {b: platforms for b, platforms in RUNS_ON.items() if _unasked(b)}

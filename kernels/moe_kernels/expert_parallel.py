@@ -8,16 +8,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import layer, reference
+from moe_kernels import layer
 from moe_kernels.arguments import Experts, check
 from moe_kernels.backends import choose
 from moe_kernels.exchange import Sizes, agree, collect, fill, loads, make_round, transfer
+from moe_kernels.first_order import reverse_only
 from moe_kernels.manual_axes import unify
 from moe_kernels.plan import Plan, make_plan
+from moe_kernels.precision import resolve
 
 EXCHANGES = ("all_to_all", "ragged_all_to_all", "all_gather")
 SLACK = 1.25
 """Room in the buffers of a round, over what an even load needs."""
+
+ONLY_ONCE = (
+    "moe_ffn_expert_parallel has first derivatives in reverse mode only (jax.grad, jax.vjp); for "
+    "jax.jvp, jax.hessian and other second derivatives use exchange='all_gather' with "
+    "backend='reference', or moe_ffn with backend='reference'"
+)
 
 
 class How(NamedTuple):
@@ -46,6 +54,7 @@ def moe_ffn_expert_parallel(
     b_out: Float[Array, "e d"] | None = None,
     activation: str = "silu",
     recompute: bool = False,
+    precision: lax.Precision | str | None = None,
     backend: str | None = None,
 ) -> Float[Array, "t d"]:
     """`moe_ffn` inside `jax.shard_map`, each of the n devices of an axis owning e experts.
@@ -84,6 +93,7 @@ def moe_ffn_expert_parallel(
       b_out: bias, or None.
       activation: as in `moe_ffn`.
       recompute: as in `moe_ffn`.
+      precision: as in `moe_ffn`.
       backend: as in `moe_ffn`.
 
     Returns:
@@ -109,7 +119,7 @@ def moe_ffn_expert_parallel(
         raise ValueError(f"rows_per_peer={rows_per_peer} must be at least 1")
     if backend is not None:
         choose(backend)
-    options = layer.Options(activation, backend, recompute)
+    options = layer.Options(activation, backend, recompute, resolve(precision))
     x, expert, weight, experts = unify((x, expert, weight, experts))
     if x.shape[0] == 0:
         return x
@@ -119,7 +129,8 @@ def moe_ffn_expert_parallel(
     even = -(-int(SLACK * slots) // peers)
     rows = min(rows_per_peer or -(-even // 8) * 8, slots)
     how = How(axis_name, peers, rows, exchange == "ragged_all_to_all", options)
-    return _rounds(how, x, expert, weight, experts)
+    passes = [partial(f, how) for f in (_rounds, _rounds_fwd, _rounds_kept, _rounds_bwd)]
+    return reverse_only(ONLY_ONCE, *passes)(x, expert, weight, experts)
 
 
 def _axis_size(axis_name: str) -> int:
@@ -132,15 +143,6 @@ def _axis_size(axis_name: str) -> int:
         ) from None
 
 
-def _local(
-    options: layer.Options, x: Array, expert: Array, weight: Array, experts: Experts
-) -> Array:
-    """`moe_ffn` on this device, of arguments that are already checked."""
-    if options.backend == "reference":
-        return reference.moe_ffn(x, expert, weight, experts, activation=options.activation)
-    return layer.moe_ffn(x, expert, weight, experts, options=options)
-
-
 def _gathered(
     axis_name: str, options: layer.Options, x: Array, expert: Array, weight: Array, experts: Experts
 ) -> Array:
@@ -150,7 +152,7 @@ def _gathered(
     share = experts.w_in.shape[0]
     local = expert - share * lax.axis_index(axis_name).astype(expert.dtype)
     local = jnp.where((local >= 0) & (local < share), local, share)
-    y = _local(options, x, local, weight, experts)
+    y = layer.moe_ffn(x, local, weight, experts, options=options)
     with jax.named_scope("combine"):
         return lax.psum_scatter(y, axis_name, scatter_dimension=0, tiled=True)
 
@@ -174,13 +176,12 @@ def _round(
         weight_r = weight.reshape(-1).at[trip.slot].get(mode="fill", fill_value=0)
         weights = transfer(weight_r, None, how.axis_name)
         rows = transfer(fill(backend, x, trip), sizes, how.axis_name)
-    y = _local(how.options, rows, ids[:, None], weights[:, None], experts)
+    y = layer.moe_ffn(rows, ids[:, None], weights[:, None], experts, options=how.options)
     with jax.named_scope("combine"):
         back = transfer(y, None if sizes is None else sizes.back(), how.axis_name)
         return collect(backend, back, trip)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rounds(how: How, x: Array, expert: Array, weight: Array, experts: Experts) -> Array:
     plan, number = _start(how, expert, experts)
     y = _round(how, plan, expert, 0, x, weight, experts)
@@ -194,11 +195,16 @@ def _rounds_fwd(
     one = partial(_round, how, plan, expert)
     y, pull = jax.vjp(partial(one, 0), x, weight, experts)
     y = _further(how, number, y, one, x, weight, experts)
-    return y, (pull, plan, number, x, expert, weight, experts)
+    return y, (pull, plan, number)
 
 
-def _rounds_bwd(how: How, saved: Any, dy: Array) -> tuple[Any, ...]:
-    pull, plan, number, x, expert, weight, experts = saved
+def _rounds_kept(how: How, *args: Any) -> Any:
+    return args
+
+
+def _rounds_bwd(how: How, kept: Any, made: Any, dy: Array) -> tuple[Any, ...]:
+    x, expert, weight, experts = kept
+    pull, plan, number = made
 
     def one(index: Array, *args: Any) -> Any:
         return jax.vjp(partial(_round, how, plan, expert, index), *args)[1](dy)
@@ -206,9 +212,6 @@ def _rounds_bwd(how: How, saved: Any, dy: Array) -> tuple[Any, ...]:
     grads = _further(how, number, pull(dy), one, x, weight, experts)
     dx, dweight, dexperts = grads
     return dx, None, dweight, dexperts
-
-
-_rounds.defvjp(_rounds_fwd, _rounds_bwd)
 
 
 def _start(how: How, expert: Array, experts: Experts) -> tuple[Plan, Array]:

@@ -9,12 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import backends
+from moe_kernels import backends, reference
 from moe_kernels.arguments import Experts
+from moe_kernels.first_order import reverse_only
 from moe_kernels.plan import Plan
+
+H_IN, H_GATE, PLAN = RESIDUALS = ("moe_h_in", "moe_h_gate", "moe_plan")
+"""Names (`jax.ad_checkpoint.checkpoint_name`) of what is kept for the backward pass besides the
+arguments: the pre-activations and the integers of the plan. For the policies of `jax.checkpoint`.
+"""
 
 
 class Options(NamedTuple):
@@ -23,6 +30,7 @@ class Options(NamedTuple):
     activation: str
     backend: str | None  # None: by platform
     recompute: bool  # pre-activations are made again in the backward pass, not kept
+    precision: str | None  # of products: what jax.default_matmul_precision takes
 
 
 class Saved(NamedTuple):
@@ -44,16 +52,24 @@ def moe_ffn(
 ) -> Float[Array, "t d"]:
     """The same function as `reference.moe_ffn`, doing only the routed work.
 
-    Only first-order reverse-mode derivatives exist. Under vmap, experts that are not mapped see all
-    tokens in one call; mapped experts, and derivatives, take one loop step per mapped element.
+    Except for the reference itself, only first-order reverse-mode derivatives exist. Under vmap,
+    experts that are not mapped see all tokens in one call; mapped experts, and derivatives, take
+    one loop step per mapped element.
     """
+    if options.backend == "reference":
+        with jax.default_matmul_precision(options.precision):
+            return reference.moe_ffn(
+                x_td, expert_tk, weight_tk, experts, activation=options.activation
+            )
     if x_td.shape[0] == 0:
         return x_td
-    return _moe_ffn(options, x_td, expert_tk, weight_tk, experts)
+    passes = [partial(f, options) for f in (_plain, _fwd, _keep, _bwd)]
+    return reverse_only(backends.only_once(options.backend), *passes, named=_named)(
+        x_td, expert_tk, weight_tk, experts
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _moe_ffn(
+def _plain(
     options: Options, x_td: Array, expert_tk: Array, weight_tk: Array, experts: Experts
 ) -> Array:
     def plain(*args: Any) -> Array:
@@ -76,24 +92,34 @@ def _moe_ffn(
     return flat(x_td, expert_tk, weight_tk, experts)
 
 
-def _fwd(options: Options, *args: Any) -> tuple[Array, Any]:
-    def keep(*args: Any) -> tuple[Array, Saved]:
+def _fwd(options: Options, *args: Any) -> tuple[Array, Saved]:
+    def both(*args: Any) -> tuple[Array, Saved]:
         return _forward(options, not options.recompute, *args)
 
-    y_td, saved = sequential_vmap(keep)(*args)
-    x_td, _, weight_tk, experts = args
-    return y_td, (x_td, weight_tk, experts, saved)
+    return sequential_vmap(both)(*args)
 
 
-def _bwd(options: Options, residuals: Any, dy_td: Array) -> tuple[Any, ...]:
+def _keep(
+    options: Options, x_td: Array, expert_tk: Array, weight_tk: Array, experts: Experts
+) -> tuple[Array, Array, Experts]:
+    return x_td, weight_tk, experts
+
+
+def _named(saved: Saved) -> Saved:
+    plan, h_in_sf, h_gate_sf = saved
+    return Saved(
+        jax.tree.map(lambda a: checkpoint_name(a, PLAN), plan),
+        None if h_in_sf is None else checkpoint_name(h_in_sf, H_IN),
+        None if h_gate_sf is None else checkpoint_name(h_gate_sf, H_GATE),
+    )
+
+
+def _bwd(options: Options, kept: Any, saved: Saved, dy_td: Array) -> tuple[Any, ...]:
     def pull(*args: Any) -> tuple[Array, Array, Experts]:
         return _backward(options, *args)
 
-    dx_td, dweight_tk, dexperts = sequential_vmap(pull)(*residuals, dy_td)
+    dx_td, dweight_tk, dexperts = sequential_vmap(pull)(*kept, saved, dy_td)
     return dx_td, None, dweight_tk, dexperts
-
-
-_moe_ffn.defvjp(_fwd, _bwd)
 
 
 def _forward(
@@ -104,13 +130,14 @@ def _forward(
     plan = backends.run(
         options.backend, "make_plan", {"expert_tk": expert_tk}, num_experts=num_experts
     )
-    y_td, h_in_sf, h_gate_sf = backends.run(
-        options.backend,
-        "forward",
-        {"x_td": x_td, "weight_tk": weight_tk, "experts": experts, "plan": plan},
-        activation=options.activation,
-        keep=keep,
-    )
+    with jax.default_matmul_precision(options.precision):
+        y_td, h_in_sf, h_gate_sf = backends.run(
+            options.backend,
+            "forward",
+            {"x_td": x_td, "weight_tk": weight_tk, "experts": experts, "plan": plan},
+            activation=options.activation,
+            keep=keep,
+        )
     return y_td, Saved(plan, h_in_sf, h_gate_sf)
 
 
@@ -118,15 +145,11 @@ def _backward(
     options: Options, x_td: Array, weight_tk: Array, experts: Experts, saved: Saved, dy_td: Array
 ) -> tuple[Array, Array, Experts]:
     """The gradients of x, weight and the parameters, each in its own dtype."""
-    return backends.run(
-        options.backend,
-        "backward",
-        {
-            "x_td": x_td,
-            "weight_tk": weight_tk,
-            "experts": experts,
-            **saved._asdict(),
-            "dy_td": dy_td,
-        },
-        activation=options.activation,
-    )
+    arrays = {"x_td": x_td, "weight_tk": weight_tk, "experts": experts, "dy_td": dy_td}
+    with jax.default_matmul_precision(options.precision):
+        return backends.run(
+            options.backend,
+            "backward",
+            arrays | saved._asdict(),
+            activation=options.activation,
+        )

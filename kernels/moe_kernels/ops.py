@@ -3,18 +3,48 @@
 They work on a `Plan` (`make_plan(expert_tk, num_experts)`), made once and shared by all of them.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from moe_kernels import backends
-from moe_kernels.arguments import check_floats, check_shape
+from moe_kernels.arguments import check_floats, check_shape, wide
+from moe_kernels.explicit_mesh import per_device, place_of, refuse_sharded
+from moe_kernels.first_order import reverse_only
 from moe_kernels.manual_axes import unify
-from moe_kernels.plan import Plan
+from moe_kernels.plan import Plan, below
+from moe_kernels.precision import resolve
+
+
+class How(NamedTuple):
+    """What is fixed while tracing."""
+
+    backend: str | None
+    precision: str | None
+
+
+class Choice(NamedTuple):
+    """The same for `topk_route`."""
+
+    backend: str | None
+    precision: str | None
+    k: int
+    scores: str
+
+
+class Operation(NamedTuple):
+    """Functions that are an operation with its backward pass: `first_order.reverse_only`."""
+
+    plain: Callable[..., Any]
+    backward: Callable[..., Any]
+    keep: Callable[..., Any] = lambda *args: args
+    made: Callable[[Any], Any] = lambda out: ()
 
 
 def gather_gemm(
@@ -41,9 +71,10 @@ def gather_gemm(
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
     """
+    x = jnp.asarray(x)
     check_shape("x", x, ("tokens", "d_model"))
     _check_plan(plan, x.shape[0])
-    return _grouped(x, w, bias, plan.offset, plan, backend)
+    return _grouped("gather_gemm", x, w, bias, plan.offset, plan, backend)
 
 
 def grouped_gemm(
@@ -70,8 +101,9 @@ def grouped_gemm(
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
     """
+    x = jnp.asarray(x)
     check_shape("x", x, ("rows", "d_model"))
-    return _grouped(x, w, bias, offset, None, backend)
+    return _grouped("grouped_gemm", x, w, bias, jnp.asarray(offset), None, backend)
 
 
 def combine(
@@ -95,13 +127,15 @@ def combine(
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
     """
+    y, weight = jnp.asarray(y), jnp.asarray(weight)
     check_shape("y", y, ("rows", "d_model"), (plan.slot.size, None))
     check_floats(y=y, weight=weight)
     _check_weight(weight, plan)
-    if weight.size == 0:
+    refuse_sharded("combine", y=y, weight=weight, plan=plan)
+    how, weight = _how(backend), weight.astype(wide(y.dtype))
+    if weight.size == 0 or y.shape[1] == 0:
         return jnp.zeros((weight.shape[0], y.shape[1]), y.dtype)
-    y, weight, plan = unify((y, weight, plan))
-    return _combine(_name(backend), y, weight, plan)
+    return _call(COMBINE, how, *unify((y, weight, plan)))
 
 
 def segment_pool(
@@ -129,14 +163,16 @@ def segment_pool(
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
     """
+    x, weight = jnp.asarray(x), jnp.asarray(weight)
     check_shape("x", x, ("tokens", "d_model"))
     check_floats(x=x, weight=weight)
     _check_plan(plan, x.shape[0])
     _check_weight(weight, plan)
-    if weight.size == 0:
+    refuse_sharded("segment_pool", x=x, weight=weight, plan=plan)
+    how, weight = _how(backend), weight.astype(wide(x.dtype))
+    if weight.size == 0 or x.shape[1] == 0:
         return jnp.zeros((plan.offset.size - 1, x.shape[1]), x.dtype)
-    x, weight, plan = unify((x, weight, plan))
-    return _pool(_name(backend), x, weight, plan)
+    return _call(POOL, how, *unify((x, weight, plan)))
 
 
 def topk_route(
@@ -153,6 +189,12 @@ def topk_route(
     chosen ones are divided by their sum. Gates with more to them (groups, biases, capacity, noise)
     are in moe_jax.gating.
 
+    NaN ranks last, beside -inf, and in every case the k ids of a token differ and are in range (all
+    NaN: 0 to k-1). Weights are NaN wherever the scores are: softmax makes those of a whole token
+    NaN if one of its logits is, sigmoid only that one's.
+
+    Where tokens are sharded over Explicit axes of a mesh, each device works on its own.
+
     Args:
       logits: router logits, any float dtype.
       k: 1 to e.
@@ -161,31 +203,71 @@ def topk_route(
       backend: as in `moe_ffn`.
 
     Returns:
-      expert (int32, best first; the lower id wins a tie), weight (float32) and count (int32).
-      Reverse-mode derivatives exist for the weights by the logits.
+      expert (int32, best first; the lower id wins a tie), weight (float32) and count (int32, of
+      all tokens). Reverse-mode derivatives exist for the weights by the logits.
 
     Raises:
       ValueError: a shape, dtype or name is wrong; the message names the argument.
     """
+    logits = jnp.asarray(logits)
     check_shape("logits", logits, ("tokens", "experts"))
     check_floats(logits=logits)
     if not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k={k} must be at least 1 and at most experts={logits.shape[1]}")
     if scores not in ("softmax", "sigmoid"):
         raise ValueError(f"scores={scores!r} is neither softmax nor sigmoid")
-    expert, weight, count = _topk(_name(backend), k, scores, logits)
+    options = Choice(*_how(backend), k, scores), renormalise
+    if place := place_of(logits):
+        whole = (False, False, True)
+        own = *options, place.tokens
+        return per_device(_own_topk_route, place, logits, (), options=own, whole=whole)
+    return _topk_route(logits, *options)
+
+
+def _own_topk_route(logits: Array, _: Any, options: Any) -> tuple[Array, Array, Array]:
+    """A device's tokens; the counts are of all of them."""
+    how, renormalise, axes = options
+    expert, weight, count = _topk_route(logits, how, renormalise)
+    return expert, weight, lax.psum(count, axes) if axes else count
+
+
+def _topk_route(logits: Array, how: Choice, renormalise: bool) -> tuple[Array, Array, Array]:
+    t, e = logits.shape
+    if t == 0:
+        empty = jnp.zeros((0, how.k), jnp.float32)
+        return empty.astype(jnp.int32), empty, jnp.zeros(e, jnp.int32)
+    expert, weight, count = _call(TOPK, how, logits.astype(jnp.float32))
     if renormalise:
         weight = weight / jnp.sum(weight, axis=1, keepdims=True)
     return expert, weight, count
 
 
-def _run(backend: str | None, name: str, arrays: dict[str, Any], **static: Any) -> Any:
+def _how(backend: str | None) -> How:
+    return How(None if backend is None else backends.choose(backend), resolve(None))
+
+
+def _call(operation: Operation, how: How | Choice, *args: Any) -> Any:
+    """The operation with its own backward pass, or as the reference has it: to be derived."""
+    plain, backward = (partial(f, how) for f in operation[:2])
+    if how.backend == "reference":
+        return plain(*args)
+
+    def forward(*args: Any) -> tuple[Any, Any]:
+        out = plain(*args)
+        return out, operation.made(out)
+
+    why = backends.only_once(how.backend)
+    return reverse_only(why, plain, forward, operation.keep, backward)(*args)
+
+
+def _run(how: How | Choice, name: str, arrays: dict[str, Any], **static: Any) -> Any:
     """`backends.run`, one mapped element at a time under vmap."""
-    return sequential_vmap(lambda arrays: backends.run(backend, name, arrays, **static))(arrays)
 
+    def run(arrays: dict[str, Any]) -> Any:
+        with jax.default_matmul_precision(how.precision):
+            return backends.run(how.backend, name, arrays, **static)
 
-def _name(backend: str | None) -> str | None:
-    return None if backend is None else backends.choose(backend)
+    return (run if how.backend == "reference" else sequential_vmap(run))(arrays)
 
 
 def _check_plan(plan: Plan, tokens: int) -> None:
@@ -203,10 +285,19 @@ def _check_weight(weight: Array, plan: Plan) -> None:
 
 
 def _grouped(
-    x: Array, w: Array, bias: Array | None, offset: Array, plan: Plan | None, backend: str | None
+    operation: str,
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    offset: Array,
+    plan: Plan | None,
+    backend: str | None,
 ) -> Array:
+    w, bias = jnp.asarray(w), None if bias is None else jnp.asarray(bias)
     check_floats(x=x, w=w)
     check_shape("w", w, ("experts", "d_model", "d_expert"), (None, x.shape[1], None))
+    if min(w.shape) < 1:
+        raise ValueError(f"w has shape {w.shape}; every axis must be at least 1 long")
     e, _, f = w.shape
     check_shape("plan.offset" if plan else "offset", offset, ("experts + 1",), (e + 1,))
     if bias is not None:
@@ -214,59 +305,53 @@ def _grouped(
     for name, array in {"w": w, "bias": bias}.items():
         if array is not None and array.dtype != x.dtype:
             raise ValueError(f"{name} is {array.dtype} but x is {x.dtype}; cast one to the other")
+    refuse_sharded(operation, x=x, w=w, bias=bias, **{"plan" if plan else "offset": plan or offset})
+    how = _how(backend)
     if (plan.slot.size if plan else x.shape[0]) == 0:
         return jnp.zeros((0, f), x.dtype)
-    x, w, bias, offset, plan = unify((x, w, bias, offset, plan))
-    return _matmul(_name(backend), x, w, bias, offset, plan)
+    return _call(MATMUL, how, *unify((x, w, bias, offset, plan)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _matmul(
-    backend: str | None, x: Array, w: Array, bias: Array | None, offset: Array, plan: Plan | None
+    how: How, x: Array, w: Array, bias: Array | None, offset: Array, plan: Plan | None
 ) -> Array:
     index = None if plan is None else plan.token
     arrays = {"x": x, "w": w, "offset": offset, "index": index, "bias": bias}
-    return _owned(_run(backend, "grouped_matmul", arrays), offset)
+    return _owned(_run(how, "grouped_matmul", arrays), offset)
 
 
-def _matmul_fwd(backend: str | None, *args: Any) -> tuple[Array, Any]:
-    x, w, bias, offset, plan = args
+def _matmul_kept(x: Array, w: Array, bias: Array | None, offset: Array, plan: Any) -> Any:
     # Of the bias only its presence is needed.
-    return _matmul(backend, *args), (x, w, None if bias is None else bias[:0], offset, plan)
+    return x, w, None if bias is None else bias[:0], offset, plan
 
 
-def _matmul_bwd(backend: str | None, saved: Any, dy: Array) -> tuple[Any, ...]:
-    x, w, bias, offset, plan = saved
+def _matmul_bwd(how: How, kept: Any, made: Any, dy: Array) -> tuple[Any, ...]:
+    x, w, bias, offset, plan = kept
     token = None if plan is None else plan.token
-    dx = _run(backend, "grouped_matmul", {"x": dy, "w": w, "offset": offset}, transposed=True)
+    dx = _run(how, "grouped_matmul", {"x": dy, "w": w, "offset": offset}, transposed=True)
     if plan is None:
         dx = _owned(dx, offset)
     else:
         row_tk = plan.row.reshape(x.shape[0], -1)
         rows = {"y_sd": dx, "row_tk": row_tk, "kept": offset[-1], "weight_tk": None}
-        dx = _run(backend, "combine", rows)
-    dw = _run(backend, "weight_grad", {"x": x, "dy": dy, "offset": offset, "x_index": token})
-    dbias = None if bias is None else _run(backend, "segment_pool", {"x": dy, "offset": offset})
+        dx = _run(how, "combine", rows)
+    dw = _run(how, "weight_grad", {"x": x, "dy": dy, "offset": offset, "x_index": token})
+    dbias = None if bias is None else _run(how, "segment_pool", {"x": dy, "offset": offset})
     return dx, dw, dbias, None, None
 
 
-_matmul.defvjp(_matmul_fwd, _matmul_bwd)
+MATMUL = Operation(_matmul, _matmul_bwd, keep=_matmul_kept)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _combine(backend: str | None, y: Array, weight: Array, plan: Plan) -> Array:
+def _combine(how: How, y: Array, weight: Array, plan: Plan) -> Array:
     row_tk = plan.row.reshape(weight.shape)
     rows = {"y_sd": y, "row_tk": row_tk, "kept": plan.offset[-1], "weight_tk": weight}
-    return _run(backend, "combine", rows)
+    return _run(how, "combine", rows)
 
 
-def _combine_fwd(backend: str | None, y: Array, weight: Array, plan: Plan) -> tuple[Array, Any]:
-    return _combine(backend, y, weight, plan), (y, weight, plan)
-
-
-def _combine_bwd(backend: str | None, saved: Any, dout: Array) -> tuple[Any, ...]:
-    y, weight, plan = saved
-    dout_s = dout[plan.token].astype(_wide(y))
+def _combine_bwd(how: How, kept: Any, made: Any, dout: Array) -> tuple[Any, ...]:
+    y, weight, plan = kept
+    dout_s = dout[plan.token].astype(wide(y.dtype))
     dweight_s = jnp.sum(_owned(y, plan.offset).astype(dout_s.dtype) * dout_s, axis=1)
     dweight_s = _owned(dweight_s, plan.offset)
     weight_s = weight.reshape(-1)[plan.slot].astype(dout_s.dtype)
@@ -274,25 +359,20 @@ def _combine_bwd(backend: str | None, saved: Any, dout: Array) -> tuple[Any, ...
     return dy, dweight_s[plan.row].reshape(weight.shape).astype(weight.dtype), None
 
 
-_combine.defvjp(_combine_fwd, _combine_bwd)
+COMBINE = Operation(_combine, _combine_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pool(backend: str | None, x: Array, weight: Array, plan: Plan) -> Array:
+def _pool(how: How, x: Array, weight: Array, plan: Plan) -> Array:
     weight_s = weight.reshape(-1)[plan.slot]
     arrays = {"x": x, "offset": plan.offset, "index": plan.token, "weight_s": weight_s}
-    return _run(backend, "segment_pool", arrays)
+    return _run(how, "segment_pool", arrays)
 
 
-def _pool_fwd(backend: str | None, x: Array, weight: Array, plan: Plan) -> tuple[Array, Any]:
-    return _pool(backend, x, weight, plan), (x, weight, plan)
-
-
-def _pool_bwd(backend: str | None, saved: Any, dz_ed: Array) -> tuple[Any, ...]:
-    x, weight, plan = saved
+def _pool_bwd(how: How, kept: Any, made: Any, dz_ed: Array) -> tuple[Any, ...]:
+    x, weight, plan = kept
     row_tk = plan.row.reshape(weight.shape)
     kept_tk = row_tk < plan.offset[-1]
-    expert_tk = jnp.searchsorted(plan.offset, row_tk, side="right").astype(jnp.int32) - 1
+    expert_tk = below(plan.offset, row_tk + 1) - 1
     # A combine whose rows are one for each expert, and one that a dropped choice may point to.
     num_experts = jnp.int32(dz_ed.shape[0])
     rows = {
@@ -301,30 +381,24 @@ def _pool_bwd(backend: str | None, saved: Any, dz_ed: Array) -> tuple[Any, ...]:
         "kept": num_experts,
         "weight_tk": weight,
     }
-    dx = _run(backend, "combine", rows)
-    wide = _wide(x)
-    by_expert_te = jnp.matmul(x, dz_ed.T, precision="highest", preferred_element_type=wide)
+    dx = _run(how, "combine", rows)
+    sums = wide(x.dtype)
+    by_expert_te = jnp.matmul(x, dz_ed.T, precision="highest", preferred_element_type=sums)
     dweight = jnp.take_along_axis(by_expert_te, jnp.where(kept_tk, expert_tk, 0), axis=1)
     return dx, jnp.where(kept_tk, dweight, 0).astype(weight.dtype), None
 
 
-_pool.defvjp(_pool_fwd, _pool_bwd)
+POOL = Operation(_pool, _pool_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _topk(backend: str | None, k: int, scores: str, logits: Array) -> tuple[Array, Array, Array]:
-    return _run(backend, "topk_route", {"logits_te": logits}, k=k, scores=scores)
+def _topk(how: Choice, logits: Array) -> tuple[Array, Array, Array]:
+    return _run(how, "topk_route", {"logits_te": logits}, k=how.k, scores=how.scores)
 
 
-def _topk_fwd(backend: str | None, k: int, scores: str, logits: Array) -> tuple[Any, Any]:
-    out = _topk(backend, k, scores, logits)
-    return out, (logits, *out[:2])
-
-
-def _topk_bwd(backend: str | None, k: int, scores: str, saved: Any, d: Any) -> tuple[Array]:
-    logits, expert, score = saved
+def _topk_bwd(how: Choice, kept: Any, made: Any, d: Any) -> tuple[Array]:
+    (logits,), (expert, score) = kept, made
     dscore = d[1]
-    if scores == "sigmoid":
+    if how.scores == "sigmoid":
         chosen = dscore * score * (1 - score)
         probs_te = None
     else:
@@ -339,14 +413,10 @@ def _topk_bwd(backend: str | None, k: int, scores: str, saved: Any, d: Any) -> t
     return (dlogits.astype(logits.dtype),)
 
 
-_topk.defvjp(_topk_fwd, _topk_bwd)
+TOPK = Operation(_topk, _topk_bwd, made=lambda out: out[:2])
 
 
 def _owned(values: Array, offset: Array) -> Array:
     """Zeros in place of the rows that belong to nobody, whatever they hold."""
     own = jnp.arange(values.shape[0]) < offset[-1]
     return jnp.where(own.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
-
-
-def _wide(array: Array) -> Any:
-    return jnp.promote_types(array.dtype, jnp.float32)

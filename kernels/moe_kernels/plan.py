@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moe_kernels.explicit_mesh import refuse_sharded
 from moe_kernels.manual_axes import unify
 
 PADDING = 512
@@ -45,7 +46,11 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
       expert_tk: expert ids; anything outside 0..num_experts-1 (by convention num_experts) is
         dropped: those slots get the rows after the last expert's.
       num_experts: at least 1.
+
+    Raises:
+      ValueError: the ids are sharded over an Explicit axis of a mesh.
     """
+    refuse_sharded("make_plan", expert=expert_tk)
     k = expert_tk.shape[1]
     expert_s = expert_tk.reshape(-1).astype(jnp.int32)
     kept_s = (expert_s >= 0) & (expert_s < num_experts)
@@ -54,9 +59,9 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
     rows_s = jnp.arange(expert_s.size, dtype=jnp.int32)
     row_s = jnp.zeros_like(slot_s).at[slot_s].set(rows_s, unique_indices=True)
     boundaries = jnp.arange(num_experts + 1, dtype=jnp.int32)
-    offset = jnp.searchsorted(expert_s[slot_s], boundaries, side="left")
+    offset = below(expert_s[slot_s], boundaries)
     # All of the same type, so that a backend's own plan can stand in its place.
-    return unify(Plan(slot_s, row_s, slot_s // k, offset.astype(jnp.int32)))
+    return unify(Plan(slot_s, row_s, slot_s // k, offset))
 
 
 def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> Tiles:
@@ -74,8 +79,21 @@ def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> 
     tiles_e = -(-load_e // block)
     end_e = jnp.cumsum(tiles_e, dtype=jnp.int32)
     tile = jnp.arange(-(-num_rows // block) + num_experts, dtype=jnp.int32)
-    expert = jnp.searchsorted(end_e, tile, side="right").astype(jnp.int32)
-    expert = jnp.minimum(expert, num_experts - 1)
+    expert = jnp.minimum(below(end_e, tile + 1), num_experts - 1)
     row = offset[expert] + (tile - (end_e - tiles_e)[expert]) * block
     rows = jnp.clip(offset[expert + 1] - row, 0, block)
     return Tiles(expert, row, rows, end_e[-1])
+
+
+def below(values: Int[Array, " n"], sought: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """How many of the values, which go up, are below each one sought, int32.
+
+    A binary search without a loop, which would be a launch or two on a GPU for each step of it.
+    (`jnp.searchsorted` of JAX 0.10 fails inside a shard_map over some axes of a mesh.)
+    """
+    count = jnp.zeros_like(sought)
+    for bit in reversed(range(values.size.bit_length())):
+        more = count + (1 << bit)
+        last = values[jnp.minimum(more, values.size) - 1]
+        count = jnp.where((more <= values.size) & (last < sought), more, count)
+    return count

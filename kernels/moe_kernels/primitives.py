@@ -130,8 +130,9 @@ class TopkRoute(Protocol):
     def __call__(
         self, logits_te: Float[Array, "t e"], k: int, *, scores: str
     ) -> tuple[Array, Array, Array]:
-        """Returns expert_tk (int32, best first; the lower id wins a tie), score_tk (float32) of
-        softmax(logits) or sigmoid(logits), and count_e (int32).
+        """Returns expert_tk (int32, best first; the lower id wins a tie; NaN counts as -inf, and
+        ids always differ), score_tk (float32, NaN where the scores are) of softmax(logits) or
+        sigmoid(logits), and count_e (int32). There is at least one token.
         """
         ...
 

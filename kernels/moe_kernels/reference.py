@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
@@ -42,7 +43,7 @@ def moe_ffn(
 
     y_td, _ = unify((jnp.zeros(x_td.shape, wide), x_td))
     num_experts = experts.w_in.shape[0]
-    y_td, _ = jax.lax.scan(add_one, y_td, (jnp.arange(num_experts), experts))
+    y_td, _ = lax.scan(add_one, y_td, (jnp.arange(num_experts), experts))
     return y_td.astype(x_td.dtype)
 
 
@@ -78,8 +79,9 @@ def grouped_matmul(
 
     def one(x: Array, w: Array) -> Array:
         w = w.swapaxes(1, 2) if transposed else w
-        rows = jnp.where(jnp.any(owner_se, axis=1, keepdims=True), _rows(x, index), 0)
-        y_sen = jnp.einsum("sk,ekn->sen", rows, w, preferred_element_type=_wide(x))
+        # Masked before and after, so that derivatives keep a NaN to its row and expert too.
+        x_sek = jnp.where(owner_se[:, :, None], _rows(x, index)[:, None, :], 0)
+        y_sen = jnp.einsum("sek,ekn->sen", x_sek, w, preferred_element_type=_wide(x))
         return jnp.sum(jnp.where(owner_se[:, :, None], y_sen, 0), axis=1)
 
     y = one(x, w)
@@ -112,7 +114,9 @@ def segment_pool(
     rows = _rows(x, index).astype(_wide(x))
     owner_se = owners(offset, rows.shape[0])
     if weight_s is not None:
-        rows *= weight_s.astype(rows.dtype)[:, None]
+        kept_s = jnp.any(owner_se, axis=1)
+        rows = jnp.where(kept_s[:, None], rows, 0)
+        rows *= jnp.where(kept_s, weight_s, 0).astype(rows.dtype)[:, None]
     return jnp.sum(jnp.where(owner_se[:, :, None], rows[:, None, :], 0), axis=0).astype(x.dtype)
 
 
@@ -129,7 +133,8 @@ def topk_route(logits_te: Array, k: int, *, scores: str) -> tuple[Array, Array, 
     """`primitives.TopkRoute`: a whole stable sort, and counts from one-hot choices."""
     logits_te = logits_te.astype(jnp.float32)
     score_te = jax.nn.softmax(logits_te) if scores == "softmax" else jax.nn.sigmoid(logits_te)
-    expert_tk = jnp.argsort(-logits_te, axis=1, stable=True)[:, :k].astype(jnp.int32)
+    order_te = lax.stop_gradient(jnp.where(jnp.isnan(logits_te), jnp.inf, -logits_te))
+    expert_tk = jnp.argsort(order_te, axis=1, stable=True)[:, :k].astype(jnp.int32)
     hit_tke = expert_tk[:, :, None] == jnp.arange(logits_te.shape[1])[None, None]
     count_e = jnp.sum(hit_tke, axis=(0, 1), dtype=jnp.int32)
     return expert_tk, jnp.take_along_axis(score_te, expert_tk, axis=1), count_e

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from moe_kernels.arguments import Experts
-from moe_kernels.plan import PADDING, Plan
+from moe_kernels.plan import PADDING, Plan, below
 from moe_kernels.primitives import Primitives
 
 
@@ -101,6 +101,6 @@ def _bias_part(dy_td: Array, b_out: Array, plan: Plan, row_tk: Array) -> Array:
     by_expert_te = jnp.matmul(
         dy_td, b_out.T, precision="highest", preferred_element_type=jnp.float32
     )
-    expert_tk = jnp.searchsorted(plan.offset, row_tk, side="right") - 1
+    expert_tk = below(plan.offset, row_tk + 1) - 1
     expert_tk = jnp.minimum(expert_tk, b_out.shape[0] - 1)
     return jnp.take_along_axis(by_expert_te, expert_tk, axis=1)

@@ -155,6 +155,19 @@ class MoeFfnCases:
     def test_half_precision(self, dtype):
         self.check(problem(9, t=SMALL, dtype=dtype), dtype=dtype)
 
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_the_dtype_of_weights_counts_for_nothing(self, dtype):
+        x, expert, weight, params, dy = problem(15, t=SMALL, extras=("w_gate",))
+        rounded = weight.astype(dtype)
+        got = jax.jit(functools.partial(results, self.backend, "silu"))(
+            x, expert, rounded, params, dy
+        )
+        assert got["y"].dtype == x.dtype
+        assert got["weight"].dtype == dtype
+        want = moe_ffn_oracle.moe_ffn("silu", x, expert, rounded, params, dy)
+        close({"weight": got.pop("weight")}, {"weight": want.pop("weight")}, dtype)
+        close(got, want)
+
     def test_double_precision(self):
         with jax.enable_x64(True):
             self.check(problem(9, t=SMALL, dtype="float64"), dtype="float64")

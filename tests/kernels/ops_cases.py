@@ -202,6 +202,67 @@ class OpsCases:
         )
         close(dlogits, slope)
 
+    def test_the_dtype_of_weights_counts_for_nothing(self):
+        plan = make_plan(jnp.asarray(routing(4)), E)
+        x, y, weight = normal(0, T, D), normal(1, T * K, D), normal(2, T, K, dtype="bfloat16")
+        for call, values in ((moe_kernels.combine, y), (moe_kernels.segment_pool, x)):
+
+            def value(values, weight, call=call):
+                return call(values, weight, plan, backend=self.backend)
+
+            got, pull = jax.vjp(value, values, weight)
+            want, pull32 = jax.vjp(value, values, weight.astype("float32"))
+            np.testing.assert_array_equal(got, want)
+            (dvalues, dweight), right = pull(got), pull32(got)
+            np.testing.assert_array_equal(dvalues, right[0])
+            assert dweight.dtype == "bfloat16"
+            np.testing.assert_array_equal(dweight, right[1].astype("bfloat16"))
+
+    @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+    def test_nan_logits_rank_last_beside_minus_infinity(self, scores):
+        nan, inf = np.nan, np.inf
+        logits = np.asarray(
+            [
+                [1, nan, 3, 2],
+                [nan, nan, nan, nan],
+                [nan, -inf, 0, nan],
+                [-inf, nan, -inf, 5],
+                [nan, 1, 1, inf],
+                [0.0, -0.0, nan, 0.0],
+            ],
+            np.float32,
+        )
+        expert, weight, count = moe_kernels.topk_route(
+            jnp.asarray(logits), 3, scores=scores, backend=self.backend
+        )
+        want = [[2, 3, 0], [0, 1, 2], [2, 0, 1], [3, 0, 1], [3, 1, 2], [0, 1, 3]]
+        np.testing.assert_array_equal(expert, want)
+        np.testing.assert_array_equal(count, np.bincount(np.ravel(want), minlength=4))
+        chosen = np.take_along_axis(logits, np.asarray(want), 1)
+        # Each token has a NaN: softmax spreads it.
+        right = np.full((6, 3), nan) if scores == "softmax" else 1 / (1 + np.exp(-chosen))
+        np.testing.assert_allclose(weight, right, rtol=1e-6)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_topk_route_of_logits_of_another_dtype(self, dtype):
+        logits = normal(0, T, 8, dtype=dtype)
+        got = moe_kernels.topk_route(logits, 2, backend=self.backend)
+        want = moe_kernels.topk_route(logits.astype("float32"), 2, backend=self.backend)
+        for ours, right in zip(got, want, strict=True):
+            np.testing.assert_array_equal(ours, right)
+
+    def test_topk_route_of_no_tokens(self):
+        def call(logits):
+            return moe_kernels.topk_route(logits, 2, backend=self.backend)
+
+        expert, weight, count = call(jnp.zeros((0, 5)))
+        assert (expert.shape, expert.dtype) == ((0, 2), jnp.int32)
+        assert (weight.shape, weight.dtype) == ((0, 2), jnp.float32)
+        np.testing.assert_array_equal(count, np.zeros(5, np.int32))
+        # A Triton kernel may not be launched for nothing.
+        assert "topk" not in str(jax.make_jaxpr(call)(jnp.zeros((0, 5))))
+        assert jax.grad(lambda z: jnp.sum(call(z)[1]))(jnp.zeros((0, 5))).shape == (0, 5)
+
     def test_no_rows_at_all(self):
         plan = make_plan(jnp.full((T, K), E, jnp.int32), E)
         x, w, weight = normal(0, T, D), normal(1, E, D, F), normal(2, T, K)
@@ -213,6 +274,11 @@ class OpsCases:
         z = moe_kernels.segment_pool(x[:0], weight[:0], empty, backend=self.backend)
         assert z.shape == (E, D)
         assert not np.any(z)
+        plan = make_plan(jnp.zeros((T, K), jnp.int32), E)
+        narrow = jnp.zeros((T * K, 0))
+        assert moe_kernels.combine(narrow, weight, plan, backend=self.backend).shape == (T, 0)
+        narrow = moe_kernels.segment_pool(narrow[:T], weight, plan, backend=self.backend)
+        assert narrow.shape == (E, 0)
 
     def test_vmap(self):
         experts = jnp.stack([jnp.asarray(routing(seed)) for seed in range(3)])

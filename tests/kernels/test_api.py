@@ -47,6 +47,10 @@ def arguments(**changes):
         ({"b_in": jnp.zeros((3, 6))}, "b_in has shape (3, 6); it must be (experts=3, d_expert=5)"),
         ({"b_gate": jnp.zeros((5,))}, "b_gate has shape (5,)"),
         ({"b_out": jnp.zeros((3, 5))}, "b_out has shape (3, 5); it must be (experts=3, d_model=6)"),
+        (
+            {"precision": "best"},
+            "precision='best' is no precision of matrix products: use 'default'",
+        ),
         ({"activation": "swish"}, "activation='swish' is none of silu, gelu, gelu_tanh"),
         (
             {"backend": "cuda"},
@@ -89,3 +93,63 @@ def test_ids_out_of_range_are_an_error_in_debug_mode_only(bad):
         with pytest.raises(Exception, match=f"expert holds the id {bad}; ids are 0 to 2, or 3"):
             jax.block_until_ready(jax.jit(lambda e: moe_ffn(**arguments(expert=e)))(expert))
         moe_ffn(**arguments(expert=jnp.asarray([[0, 3]] * 4, jnp.int32)))
+
+
+def precisions(function, *args):
+    """What the products of a program and of its gradient ask for."""
+    text = str(jax.make_jaxpr(function)(*args))
+    return set(re.findall(r" precision=(\([^)]*\)|\S+)", text)) - {"None"}
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize(
+    "asked, context, want",
+    [
+        ("highest", None, "HIGHEST"),
+        (jax.lax.Precision.HIGH, None, "HIGH"),
+        (None, "highest", "HIGHEST"),
+        ("default", "highest", "DEFAULT"),
+        (None, None, None),
+    ],
+)
+def test_precision_reaches_the_products_of_both_passes(asked, context, want, backend):
+    x, expert, weight, params, _ = problem(0, t=4, k=2, d=6, f=5, e=3, extras=("w_gate",))
+
+    def value(x):
+        return moe_ffn(x, expert, weight, **params, precision=asked, backend=backend)
+
+    with jax.default_matmul_precision(context):
+        _, pull = jax.vjp(value, x)
+        forward = precisions(value, x)
+    # The backward pass, traced elsewhere, asks for the same.
+    backward = precisions(pull, x)
+    right = set() if want is None else {f"(Precision.{want}, Precision.{want})"}
+    assert forward == backward == right
+
+
+def calls(jaxpr, target):
+    """How often a program calls a C kernel."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        found += eqn.params.get("target_name") == target
+        parts = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        for part in parts:
+            part = getattr(part, "jaxpr", part)
+            found += calls(part, target) if hasattr(part, "eqns") else 0
+    return found
+
+
+def test_names_keep_what_the_backward_pass_needs():
+    x, expert, weight, params, _ = problem(0, t=12)
+
+    def value(x, weight, params):
+        return jnp.sum(moe_ffn(x, expert, weight, **params, backend="c_cpu"))
+
+    def work(policy):
+        both = jax.value_and_grad(jax.checkpoint(value, policy=policy), argnums=(0, 1, 2))
+        jaxpr = jax.make_jaxpr(both)(x, weight, params).jaxpr
+        return [calls(jaxpr, f"moe_{name}") for name in ("plan", "forward", "hidden_grad")]
+
+    policies = jax.checkpoint_policies
+    assert work(policies.nothing_saveable) == [2, 2, 1]
+    assert work(policies.save_only_these_names(*moe_kernels.RESIDUALS)) == [1, 1, 1]

@@ -41,6 +41,14 @@ class TestLayer(MoeFfnCases):
         small = {n: p / np.sqrt(p.shape[1]) for n, p in params.items()}
         self.check((x, expert, weight, small, dy), activation="gelu")
 
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+    def test_none_is_this_backend_whatever_weights_are(self, dtype):
+        x, expert, weight, params, _ = problem(12, t=SMALL)
+        with jax.enable_x64(True):
+            weight = weight.astype(dtype)
+            program = jax.jit(lambda *args: moe_ffn(*args, **params)).lower(x, expert, weight)
+        assert "moe_forward" in program.as_text()
+
     def test_integers_of_64_bits(self):
         with jax.enable_x64(True):
             x, expert, weight, params, dy = problem(12, t=SMALL)

@@ -34,6 +34,12 @@ X, W, WEIGHT = jnp.zeros((4, 6)), jnp.zeros((3, 6, 5)), jnp.zeros((4, 2))
         ("gather_gemm", (jnp.zeros((3, 6)), W, PLAN), {}, "plan has 8 slots, which is not a multi"),
         ("gather_gemm", (X, jnp.zeros((3, 5, 6)), PLAN), {}, "w has shape (3, 5, 6); it must be"),
         ("gather_gemm", (X, jnp.zeros((2, 6, 5)), PLAN), {}, "plan.offset has shape (4,); it must"),
+        (
+            "grouped_gemm",
+            (X, W[:0], jnp.zeros(1, jnp.int32)),
+            {},
+            "w has shape (0, 6, 5); every axis",
+        ),
         ("gather_gemm", (X, W.astype("float16"), PLAN), {}, "w is float16 but x is float32"),
         ("gather_gemm", (X, W, PLAN), {"bias": jnp.zeros(5)}, "bias has shape (5,); it must be"),
         ("gather_gemm", (X, W, PLAN), {"backend": "cuda"}, "backend='cuda' is none of"),

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_kernels.manual_axes import unify
-from moe_kernels.plan import PADDING
+from moe_kernels.plan import PADDING, below
 from moe_kernels.xla.blocks import block_sizes, run_blocks
 from moe_kernels.xla.products import product, wide
 from moe_kernels.xla.slices import block, rows_of
@@ -113,12 +113,15 @@ def topk_route(
     """The ids and scores of the k best experts of each token, and each expert's count."""
     logits_te = logits_te.astype(jnp.float32)
     scores_te = jax.nn.softmax(logits_te) if scores == "softmax" else jax.nn.sigmoid(logits_te)
-    # By the logits: they order experts where scores round to the same number.
-    expert_tk = lax.top_k(logits_te, k)[1].astype(jnp.int32)
+    # By the logits: they order experts where scores round to the same number. lax.top_k takes NaN
+    # for the largest number, and -0.0 for less than 0.0.
+    ranked_te = jnp.where(jnp.isnan(logits_te), -jnp.inf, logits_te)
+    ranked_te = jnp.where(ranked_te == 0, 0, ranked_te)
+    expert_tk = lax.top_k(ranked_te, k)[1].astype(jnp.int32)
     score_tk = jnp.take_along_axis(scores_te, expert_tk, axis=1)
     sorted_s = jnp.sort(expert_tk.reshape(-1))
-    boundary = jnp.searchsorted(sorted_s, jnp.arange(logits_te.shape[1] + 1), side="left")
-    return expert_tk, score_tk, jnp.diff(boundary).astype(jnp.int32)
+    boundary = below(sorted_s, jnp.arange(logits_te.shape[1] + 1, dtype=jnp.int32))
+    return expert_tk, score_tk, jnp.diff(boundary)
 
 
 def _reader(values: Array, index: Array | None) -> Any:

@@ -1,15 +1,9 @@
 """Products that the backend "xla" is made of."""
 
-from typing import Any
-
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-
-def wide(dtype: Any) -> Any:
-    """The dtype that sums are made in: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+from moe_kernels.arguments import wide as wide
 
 
 def product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
