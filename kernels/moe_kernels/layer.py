@@ -63,10 +63,10 @@ def moe_ffn(
             )
     if x_td.shape[0] == 0:
         return x_td
-    passes = [partial(f, options) for f in (_plain, _fwd, _keep, _bwd)]
-    return reverse_only(backends.only_once(options.backend), *passes, named=_named)(
-        x_td, expert_tk, weight_tk, experts
-    )
+    plain, forward, keep, backward = (partial(f, options) for f in (_plain, _fwd, _keep, _bwd))
+    why = backends.only_once(options.backend)
+    own = reverse_only(why, plain, forward, keep, backward, named=_named)
+    return own(x_td, expert_tk, weight_tk, experts)
 
 
 def _plain(
