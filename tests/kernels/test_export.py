@@ -43,9 +43,9 @@ def test_c_kernels_run_in_another_process(tmp_path):
 def test_one_program_for_several_platforms():
     x = problem(0, t=3)[0]
     several = export.export(
-        layer(None), platforms=("cpu", "tpu", "cuda"), disabled_checks=EXPORT_CHECKS_OFF
+        layer(None), platforms=("cpu", "tpu"), disabled_checks=EXPORT_CHECKS_OFF
     )(x)
-    assert several.platforms == ("cpu", "tpu", "cuda")
+    assert several.platforms == ("cpu", "tpu")
     np.testing.assert_array_equal(several.call(x), layer(None)(x))
     with pytest.raises(ValueError, match="backend='c_cpu' runs on cpu, but this program is for"):
         export.export(layer("c_cpu"), platforms=("cpu", "tpu"))(x)
