@@ -123,7 +123,8 @@ def test_the_real_encoder(minilm, original):
 
 def test_wordpiece_from_the_vocabulary_alone(minilm, original, tmp_path):
     folder, their_tokenizer, _ = original
-    (tmp_path / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
+    for name in ("vocab.txt", "config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
     built = tokenizer.read_tokenizer(tmp_path)
     assert tokenizer.special_ids(built) == tokenizer.special_ids(minilm.tokenizer)
     for text in WORDS:
