@@ -22,7 +22,7 @@ from moe_jax.models.config_fields import Fields
 from moe_jax.models.embedded_lm import DEFAULT_LM
 from moe_jax.models.quantised import dequantised
 from moe_jax.models.tensor_files import open_tensors, write_tensors
-from moe_jax.models.tokenizer import read_json, read_tokenizer
+from moe_jax.models.tokenizer import check_size, read_json, read_tokenizer
 
 
 class PretrainedLM(NamedTuple):
@@ -77,7 +77,7 @@ def load_lm(
     stop_ids = _stop_ids(folder, raw, config.vocab_size)
     dtype = _set_dtype(config, dtype)
     tokenizer = read_tokenizer(folder)
-    _check_fit(tokenizer, config, folder)
+    check_size(tokenizer, config.vocab_size, str(folder))
     files = dequantised(open_tensors(folder), raw, str(folder))
     found = causal_weights.as_published(config, names, files, str(folder))
     config = causal_weights.with_own_output(config, found, str(folder))
@@ -181,13 +181,3 @@ def _check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, file: pathlib.Pa
                 f"{file}: tokenizer.ggml.eos_token_id or eot_token_id, {i}, must be an id of the "
                 f"vocabulary, 0 to {vocab_size - 1} (vocab_size={vocab_size})"
             )
-
-
-def _check_fit(tokenizer: Tokenizer, config: CausalConfig, folder: pathlib.Path) -> None:
-    """Refuses a tokenizer that makes ids that the model has no embedding for."""
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has ids up to {largest}, config.json has "
-            f"vocab_size={config.vocab_size}: it is another model's"
-        )

@@ -21,6 +21,7 @@ from moe_jax.models.gguf_metadata import Metadata
 from moe_jax.models.gguf_tokenizer import read_gguf_tokenizer
 from moe_jax.models.hub_tensors import Place, check_names
 from moe_jax.models.tensor_files import Index, Tensors
+from moe_jax.models.tokenizer import check_size
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
@@ -85,12 +86,7 @@ def read_gguf(file: pathlib.Path) -> GgufModel:
     config, names = causal_families.read_causal_config(raw, str(file))
     places = _places(file, config, names, shapes)
     tokenizer, stop_ids = read_gguf_tokenizer(metadata)
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"{file}: the tokenizer has ids up to {largest}, the metadata have "
-            f"vocab_size={config.vocab_size}"
-        )
+    check_size(tokenizer, config.vocab_size, str(file))
     paired = metadata.need("general.architecture", str) == PAIRED
 
     def read(name: str) -> np.ndarray:

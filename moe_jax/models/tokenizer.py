@@ -127,6 +127,27 @@ def check_text(text: str, name: str) -> None:
         )
 
 
+def check_size(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Refuses a tokenizer that makes ids that the model has no embedding for.
+
+    Args:
+      tokenizer: of the model.
+      vocab_size: rows of the embedding table.
+      where: the folder or file, for the error.
+
+    Raises:
+      UserError: it does; names its last token.
+    """
+    ids = tokenizer.get_vocab()
+    token = max(ids, key=lambda text: ids[text], default=None)
+    if token is not None and ids[token] >= vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has ids up to {ids[token]} ({token!r:.60}), vocab_size is "
+            f"{vocab_size}: it is another model's, or has tokens added that the model has no "
+            "embedding for; leave those out of its files"
+        )
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer sets before and after a text."""
     encoded = tokenizer.encode("a")

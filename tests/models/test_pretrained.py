@@ -160,7 +160,7 @@ def test_values_that_are_no_numbers(tmp_path):
         ({"num_attention_heads": 7}, ("num_attention_heads=7 must divide hidden_size=24",)),
         ({"hidden_size": -24}, ("config.json: hidden_size=-24 must be a whole number >= 1",)),
         ({"max_position_embeddings": 2}, ("leaves 2 positions", "take 2")),
-        ({"vocab_size": 12}, ("vocab_size=12", "ids up to 19")),
+        ({"vocab_size": 12}, ("vocab_size is 12", "ids up to 19")),
         ({"vocab_size": 41}, ("word_embeddings.weight has shape (40, 24)", "calls for (41, 24)")),
         ({"num_hidden_layers": 9_999}, ("has 37 tensors, too few for 9999 layers",)),
     ],
