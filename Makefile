@@ -47,8 +47,8 @@ triton: $(VENV)/.triton ## the GPU kernels on a machine without a GPU (installs 
 	TRITON_INTERPRET=1 $(TRITON) tests/kernels/test_triton_interpreter.py tests/kernels/test_triton_tuning.py tests/kernels/test_triton_compile.py $(ARGS)
 	$(TRITON) tests/kernels/test_triton_lowering.py
 
-sanitize: $(VENV)/.test ## the C kernels under the sanitizers at length, with each compiler that is here
-	$(BIN)/python -m pytest -m sanitize -n $(WORKERS) -q tests/kernels/test_c_sanitizers.py $(ARGS)
+sanitize: $(VENV)/.test ## the C kernels under the sanitizers at length, with each compiler that is here, and with fewer vectors
+	$(BIN)/python -m pytest -m sanitize -n $(WORKERS) -q tests/kernels/test_c_sanitizers.py tests/kernels/test_c_cpu_instructions.py $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, clang-format, types, import rule
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ WITHOUT = {
 CASES = "large or is_the_same or tiny or finite or whole_range"
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("flag", WITHOUT)
 def test_kernels_compiled_without(flag, tmp_path):
     env = os.environ | {
