@@ -74,7 +74,7 @@ def check_products(expert, num_experts, d, f, seed):
         close(got, right)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(0, 40) | st.integers(250, 270), min_size=1, max_size=4),
     st.integers(1, 40) | st.integers(250, 270),
