@@ -16,10 +16,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from moe_jax.common.paths import local, local_path
+from moe_jax.common.files import local, local_path
+from moe_jax.common.interrupt import Interrupted
+from moe_jax.common.schema import from_json, to_json
 from moe_jax.errors import UserError
-from moe_jax.training import workdir as folders
-from moe_jax.training.interrupt import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(=.*)?$", re.DOTALL)
@@ -112,7 +112,7 @@ def parse_with_config(
     plain |= {name: str(values[name].value or "") for name in optional}
     set_up: Any = values["config"].value
     # Types the flags don't look at (items of tuples), and what a config file itself got wrong.
-    folders.from_json(type(set_up), folders.to_json(set_up), path="--config")
+    from_json(type(set_up), to_json(set_up), path="--config")
     set_up.validate()
     return set_up, _with_paths(plain, paths)
 

@@ -80,8 +80,8 @@ def _texts(name: str) -> list[str]:
 def _show(rationales: list, names: list[str], kind: str, output: str) -> None:
     from rich.console import Console
 
+    from moe_jax.common.files import write_atomically
     from moe_jax.rationale import explain
-    from moe_jax.training.workdir import write_atomically
 
     if kind == "text" and not output:
         with contextlib.suppress(AttributeError):

@@ -67,6 +67,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import cli, memory
+from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -146,10 +147,10 @@ def _run(
     """Run, write and print the study."""
     from rich.console import Console
 
+    from moe_jax.common.log import Log
     from moe_jax.misrouting import study, study_progress
     from moe_jax.misrouting.misroute_files import write_files
     from moe_jax.misrouting.misroute_report import print_summary, write_report
-    from moe_jax.misrouting.records import Log
     from moe_jax.misrouting.study_summary import summarise
 
     config = this.config
@@ -295,7 +296,7 @@ def _routes(
 
 def _settings(this: Any, said: str) -> str:
     """What the study is of, a line a field."""
-    values = folders.to_json(this)
+    values = to_json(this)
     inner = values.pop("config")
     lines = [f"{name} = {value!r}" for name, value in (values | inner).items()]
     return "\n".join([*lines, "", said])

@@ -4,7 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from moe_jax.common.json_files import shown
+from moe_jax.common.files import shown
+from moe_jax.common.schema import from_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -35,6 +36,6 @@ def load_config(workdir: Path) -> Any:
     """
     values = folders.load(workdir)
     kind = config_class(values.get("system", "none"))
-    config: Any = folders.from_json(kind, values, path=str(workdir / "config.json:"))
+    config: Any = from_json(kind, values, path=str(workdir / "config.json:"))
     config.validate()
     return config

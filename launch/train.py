@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import cli, memory
+from moe_jax.common.files import write_atomically
+from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 
@@ -137,16 +139,14 @@ def _train(
     from moe_jax.training.evaluation import final_figures, write_evaluation
     from moe_jax.training.loop import train
 
-    hosts.check_alike(folders.to_json(config))
+    hosts.check_alike(to_json(config))
     model = train(task, config.train, workdir, profile=profile)
 
     def evaluate() -> dict[str, float | None]:
         figures = final_figures(task, model, workdir, config.train.steps)
         saved = write_evaluation(workdir, config.train.steps, figures)
         task.report(model, workdir)
-        folders.write_atomically(
-            workdir / "finished.json", json.dumps({"step": config.train.steps}) + "\n"
-        )
+        write_atomically(workdir / "finished.json", json.dumps({"step": config.train.steps}) + "\n")
         return saved
 
     return hosts.first_does(evaluate)

@@ -17,8 +17,7 @@ from absl import app, flags
 from rich.console import Console
 from scipy import stats
 
-from moe_jax.common.json_files import check_text, read_object
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import check_text, local_path, read_object
 from moe_jax.errors import UserError
 from moe_jax.reports.page import Column
 from moe_jax.reports.terminal import show_table

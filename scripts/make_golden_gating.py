@@ -1,4 +1,4 @@
-"""Golden values of transformers' routers for tests/test_gating_golden.py.
+"""Golden values of transformers' routers for tests/gating/test_golden.py.
 
     python scripts/make_golden_gating.py tests/golden/gating.npz
 

@@ -16,8 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moe_jax.common.json_files import check_text, json_lines, read_text
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import check_text, json_lines, local_path, read_text
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from moe_jax.gating import RoutingEdit
-from moe_jax.routing_edit import WITHOUT_TOKENS
+from moe_jax.gating.edit import WITHOUT_TOKENS
 
 
 def side_by_side(*edits):

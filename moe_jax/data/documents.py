@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from moe_jax.data.corpus import Corpus, Example
 from moe_jax.data.installed import TOPICS, documents
 from moe_jax.data.prose import is_closed, sentences
+from moe_jax.data.types import Corpus, Example
 from moe_jax.errors import UserError
 
 T = TypeVar("T")

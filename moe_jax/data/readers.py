@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_jax.common.json_files import (
+from moe_jax.common.files import (
     check_text,
     json_lines,
+    local_path,
     numbered_lines,
     parse,
     read_text,
     shown,
 )
-from moe_jax.common.paths import local_path
-from moe_jax.data.corpus import Corpus, Example
+from moe_jax.data.types import Corpus, Example
 from moe_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".txt", ".md")

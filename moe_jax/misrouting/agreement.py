@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from moe_jax.misrouting.paired import cosine, spearman
+from moe_jax.common.statistics import cosine, spearman
 
 
 class ExpertAgreement(NamedTuple):

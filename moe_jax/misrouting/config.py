@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from moe_jax.common.paths import local
+from moe_jax.common.files import local
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.misrouting.arithmetic import ArithmeticConfig

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from moe_jax.misrouting.paired import bootstrap_interval, sign_test
+from moe_jax.common.statistics import bootstrap_interval, sign_test
 
 
 class Diagnosticity(NamedTuple):

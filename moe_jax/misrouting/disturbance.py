@@ -14,7 +14,6 @@ from moe_jax.misrouting.dose import dose
 from moe_jax.misrouting.edited_scores import text_scores
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.scoped import Scoped
-from moe_jax.misrouting.scoring import TextScore
 from moe_jax.misrouting.stability import (
     first_divergence,
     js_divergence,
@@ -26,6 +25,7 @@ from moe_jax.misrouting.stability import (
 )
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.score import TextScore
 
 METRICS = ("js", "top1", "drift", "same_start", "levenshtein", "rouge_l", "repetition", "complete")
 """Measures of `disturb`, of each prompt."""

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from moe_jax.misrouting.context import ANSWER, PROMPT, Context
 from moe_jax.misrouting.scoped import Scoped
-from moe_jax.misrouting.scoring import TextScore, score_options, score_text
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.score import TextScore, score_options, score_text
 
 
 def option_logp(

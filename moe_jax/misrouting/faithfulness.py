@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from moe_jax.misrouting.paired import cliffs_delta, cosine, spearman
+from moe_jax.common.statistics import cliffs_delta, cosine, spearman
 
 
 class EarlyAnswering(NamedTuple):

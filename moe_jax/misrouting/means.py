@@ -20,8 +20,8 @@ from moe_jax.errors import UserError
 from moe_jax.gating import expert_counts
 from moe_jax.layers import MoE
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.compiled import rebuilt
 from moe_jax.models.generate_checks import Prompt, checked_ids
-from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import batches, padded
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
-from moe_jax.misrouting.paired import Interval, bootstrap_interval, bootstrap_weights
+from moe_jax.common.statistics import Interval, bootstrap_interval, bootstrap_weights
 
 EFFECTS = ("nie", "nde", "int", "te")
 

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from moe_jax.misrouting.records import plain
+from moe_jax.common.files import file_errors, write_atomically
+from moe_jax.common.log import plain
 from moe_jax.misrouting.study_results import Measure, Row, Study
-from moe_jax.training.workdir import file_errors, write_atomically
 
 FILES = ("misroute.json", "misroute.csv")
 COLUMNS = (

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from moe_jax.common.files import write_atomically
 from moe_jax.misrouting import misroute_sections as parts
 from moe_jax.misrouting import misroute_tables as tables
 from moe_jax.misrouting import misroute_words as words
@@ -21,7 +22,6 @@ from moe_jax.reports.page import (
     verbatim,
 )
 from moe_jax.reports.terminal import show_table
-from moe_jax.training.workdir import write_atomically
 
 _TRUST, _WAYS = "Can the measures be trusted?", "Through the explanation, or past it"
 _MEASURE_LEAD = (

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from moe_jax.common.statistics import holm
 from moe_jax.errors import UserError
 from moe_jax.misrouting import specialisation, trend, usage
 from moe_jax.misrouting.collect import balance, top_tokens
-from moe_jax.misrouting.paired import holm
 from moe_jax.misrouting.profile_data import (
     Collected,
     Compared,

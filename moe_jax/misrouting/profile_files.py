@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from moe_jax.common.json_files import read_object, shown
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import file_errors, local_path, read_object, shown, write_atomically
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import Profile
-from moe_jax.training.workdir import file_errors, write_atomically
 
 FILES = ("profile.json", "profile.csv", "usage.csv")
 _DTYPES = {Bool: np.bool_, Float: np.float64, Int: np.int64}

@@ -5,13 +5,13 @@ from typing import Any
 
 from rich.console import Console
 
+from moe_jax.common.files import write_atomically
 from moe_jax.misrouting import profile_glossary as glossary
 from moe_jax.misrouting import profile_sections as parts
 from moe_jax.misrouting.profile_data import Profile
 from moe_jax.reports.escape import one_line
 from moe_jax.reports.page import Column, Section, number, render_page
 from moe_jax.reports.terminal import show_table
-from moe_jax.training.workdir import write_atomically
 
 _LEVEL = 0.05
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from moe_jax.common.json_files import check_text, json_lines, read_text, shown
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import check_text, json_lines, local_path, read_text, shown
 from moe_jax.errors import UserError
 
 _FIELDS = ("prompt", "difficulty", "answer", "group", "explanation")

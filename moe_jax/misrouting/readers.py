@@ -21,8 +21,8 @@ from moe_jax.misrouting.reading_tokens import special_tokens, with_generated
 from moe_jax.misrouting.subsets import PromptTokens
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.compiled import rebuilt
 from moe_jax.models.generate import OnToken, ReadRouting, generate
-from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import rounded
 from moe_jax.models.switch import SwitchTransformer
 from moe_jax.models.switch_generate import generate_switch

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from moe_jax.common.json_files import parse, read_text
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path, parse, read_text
 from moe_jax.errors import UserError
 from moe_jax.gating import KEEP, GateConfig, RoutingEdit
 from moe_jax.misrouting.interventions import replay

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from moe_jax.common.json_files import read_object, shown
+from moe_jax.common.files import read_object, shown
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import OnProgress, read

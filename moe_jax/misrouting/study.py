@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common.log import Log
 from moe_jax.errors import UserError
 from moe_jax.misrouting.causes import zero_dose_record
 from moe_jax.misrouting.conditions import conditions
 from moe_jax.misrouting.context import make_context
-from moe_jax.misrouting.program_limit import free_programs
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.records import Log
 from moe_jax.misrouting.routes import check_recorded, donors
 from moe_jax.misrouting.selection import Selection
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.study_runs import Planted, StudyRuns
 from moe_jax.models.causal_pretrained import PretrainedLM
+from moe_jax.models.compiled import free_programs
 from moe_jax.models.digest import weights_digest
 from moe_jax.training import settings
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from moe_jax.training.interrupt import Interrupted
+from moe_jax.common.interrupt import Interrupted
 
 _EVERY = 10.0  # seconds between lines where lines can't be rewritten
 _FEWEST, _RECENT = 3, 8  # runs that time left is estimated from: the first ones compile programs

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from moe_jax.common.statistics import Equivalence
 from moe_jax.misrouting.diagnosticity import Diagnosticity
 from moe_jax.misrouting.mediation import AgainstPerformance, Mediation
-from moe_jax.misrouting.paired import Equivalence
 
 
 class Measure(NamedTuple):

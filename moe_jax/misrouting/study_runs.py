@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from moe_jax.common.log import Log
 from moe_jax.misrouting import disturbance, probing
 from moe_jax.misrouting.answering import Answered, common_separator, context_of, write_answers
 from moe_jax.misrouting.causes import agreement_record, mediation_record
@@ -21,7 +22,6 @@ from moe_jax.misrouting.edits import make_edit
 from moe_jax.misrouting.means import expert_means
 from moe_jax.misrouting.probing import Explained
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.records import Log
 from moe_jax.misrouting.routes import Routes, by_part, donors, of_prompt
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.selection import Selection

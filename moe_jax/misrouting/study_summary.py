@@ -6,6 +6,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from moe_jax.common.statistics import (
+    bootstrap_interval,
+    empirical_p,
+    holm,
+    mcnemar,
+    sign_flip,
+    tost,
+)
 from moe_jax.misrouting.agreement import expert_agreement, usage_strata
 from moe_jax.misrouting.conditions import BASE
 from moe_jax.misrouting.diagnosticity import Diagnosticity, diagnosticity, tells_apart
@@ -16,14 +24,6 @@ from moe_jax.misrouting.mediation import (
     faithfulness_against_performance,
     pareto_front,
     routing_mediation,
-)
-from moe_jax.misrouting.paired import (
-    bootstrap_interval,
-    empirical_p,
-    holm,
-    mcnemar,
-    sign_flip,
-    tost,
 )
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.study_config import StudyConfig

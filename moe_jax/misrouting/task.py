@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax import losses
-from moe_jax.common.json_files import read_object
+from moe_jax.common.files import read_object
 from moe_jax.data.batches import batches
 from moe_jax.errors import UserError
 from moe_jax.gating import Routing
@@ -121,7 +121,7 @@ class ArithmeticTask(Task):
 
     def report(self, model: nnx.Module, workdir: Path) -> None:
         """The folder `model` (as `load_lm` reads it), prompts.jsonl and arithmetic.json."""
-        from moe_jax.training.workdir import write_atomically
+        from moe_jax.common.files import write_atomically
 
         model = _language_model(model)
         new, old = workdir / ".model.new", workdir / ".model.old"
@@ -280,7 +280,7 @@ def _check_same_model(
     config: MisroutingConfig, theirs: CausalConfig, tokens: Mapping[str, int]
 ) -> None:
     """A UserError that names the first thing in which the model at `config.start` differs."""
-    from moe_jax.training.workdir import first_difference, to_json
+    from moe_jax.common.schema import first_difference, to_json
 
     raw, _ = write_causal_config(config.model)
     ours, _ = read_causal_config(raw, "model")

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from moe_jax.common.json_files import shown
+from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import causal_families, causal_weights, embedded_lm, gguf_file
 from moe_jax.models.causal_config import CausalConfig

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_jax.common.json_files import same, shown
+from moe_jax.common.files import same, shown
 from moe_jax.errors import UserError
 
 _LARGEST_INT = 2**31 - 1

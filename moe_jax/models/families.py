@@ -7,7 +7,7 @@ the sizes of a model, which must be there.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from moe_jax.common.json_files import shown
+from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.models.bert import EncoderConfig
 from moe_jax.models.config_fields import Fields, fields_of

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_lm import Cache, CausalLM, Output
+from moe_jax.models.compiled import rebuilt
 from moe_jax.models.generate_checks import (
     Decode,
     Prompt,
@@ -27,7 +28,6 @@ from moe_jax.models.generate_checks import (
     checked_prompts,
 )
 from moe_jax.models.new_texts import NewTexts
-from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import (
     Edits,
     at_position,

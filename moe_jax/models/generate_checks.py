@@ -7,9 +7,9 @@ from jaxtyping import Bool, Int
 
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
+from moe_jax.gating.edit import WITHOUT_TOKENS
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.rows import Edits
-from moe_jax.routing_edit import WITHOUT_TOKENS
 
 Prompt = Sequence[int] | Int[np.ndarray, " _"]
 # Token ids -> text, of the new tokens of one prompt.

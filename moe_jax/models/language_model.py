@@ -2,8 +2,7 @@
 
 import pathlib
 
-from moe_jax.common.json_files import shown
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path, shown
 from moe_jax.errors import UserError
 from moe_jax.models.causal_families import CAUSAL_FAMILIES
 from moe_jax.models.causal_pretrained import PretrainedLM, load_lm

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from tokenizers import Tokenizer
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.models import families, weights
 from moe_jax.models.bert import Encoder, EncoderConfig

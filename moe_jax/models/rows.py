@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from moe_jax.gating import RoutingEdit
-from moe_jax.routing_edit import WITHOUT_TOKENS
+from moe_jax.gating.edit import WITHOUT_TOKENS
 
 # Rows grow by this many positions, so that few programs are compiled.
 STRIDE = 32

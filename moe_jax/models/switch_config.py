@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_kernels import ACTIVATIONS
 
-from moe_jax.common.json_files import shown
+from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.models.config_fields import Fields, fields_of

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import Routing, RoutingEdit
+from moe_jax.models.compiled import rebuilt
 from moe_jax.models.generate import OnToken, ReadRouting
 from moe_jax.models.generate_checks import (
     Decode,
@@ -26,7 +27,6 @@ from moe_jax.models.generate_checks import (
     checked_ids,
 )
 from moe_jax.models.new_texts import NewTexts
-from moe_jax.models.rebuilt import rebuilt
 from moe_jax.models.rows import for_positions, rounded
 from moe_jax.models.switch import Cache, SwitchTransformer
 from moe_jax.models.switch_layers import check_edit as check_layers

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, normalizers
 
-from moe_jax.common.json_files import half_pair, read_object
+from moe_jax.common.files import half_pair, read_object
 from moe_jax.errors import UserError
 from moe_jax.models import added_tokens, hub_tokenizer
 from moe_jax.models.added_tokens import AddedTokens

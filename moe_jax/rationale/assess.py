@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from moe_jax.common.json_files import read_object
+from moe_jax.common.files import read_object
 from moe_jax.errors import UserError
 from moe_jax.rationale import baselines, metrics
 from moe_jax.rationale.eraser import rationale_scores

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised
 from moe_jax.models.pretrained import Pretrained

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from moe_jax.common.json_files import (
-    check_text,
-    decode,
-    json_lines,
-    numbered_lines,
-    read_object,
-)
+from moe_jax.common.files import check_text, decode, json_lines, numbered_lines, read_object
 from moe_jax.errors import UserError
 from moe_jax.rationale.display import display_spans, factor_names
 from moe_jax.rationale.report_sections import coloured_texts

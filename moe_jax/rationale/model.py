@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.gating import Gate, GateConfig, Routing, gate_logits, route
+from moe_jax.gating import GateConfig, Routing, gate_logits, route
+from moe_jax.layers import Gate
 from moe_jax.rationale import smoothing
 from moe_jax.rationale.config import ModelConfig
 

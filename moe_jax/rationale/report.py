@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
+from moe_jax.common.files import write_atomically
 from moe_jax.rationale import report_sections as parts
 from moe_jax.rationale.assess import to_json
 from moe_jax.rationale.display import display_spans, keys_of, names_of
 from moe_jax.rationale.results import Assessment
 from moe_jax.reports.page import Column, Section, render_page, verbatim
 from moe_jax.reports.terminal import coloured_text, factor_chip, legend, show_table, shows_colour
-from moe_jax.training.workdir import write_atomically
 
 
 def write_report(

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from moe_jax import losses
 from moe_jax.data.batches import batches, pad_stack
-from moe_jax.data.corpus import Corpus, Example, load_corpus, token_labels
+from moe_jax.data.corpus import load_corpus
+from moe_jax.data.types import Corpus, Example, token_labels
 from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised, tokenise
 from moe_jax.models.pretrained import Pretrained, load
@@ -165,9 +166,9 @@ class RationaleTask(Task):
 
     def report(self, model: nnx.Module, workdir: Path) -> None:
         """report.html and assessment.json in `workdir`."""
+        from moe_jax.common.schema import to_json
         from moe_jax.rationale.report import write_report
         from moe_jax.training import metrics
-        from moe_jax.training.workdir import to_json
 
         file = workdir / "metrics.jsonl"
         write_report(

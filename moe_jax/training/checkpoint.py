@@ -22,7 +22,7 @@ import jax
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.training import hosts, seal, settings
 from moe_jax.training.retention import Best, Figures

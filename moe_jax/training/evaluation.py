@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flax import nnx
 
-from moe_jax.common.json_files import read_object
+from moe_jax.common.files import read_object, write_atomically
+from moe_jax.common.schema import finite_or_none
 from moe_jax.errors import UserError
 from moe_jax.training.metrics import Number, evaluation_at
 from moe_jax.training.task import Task
-from moe_jax.training.workdir import finite_or_none, write_atomically
 
 
 def final_figures(task: Task, model: nnx.Module, workdir: Path, step: int) -> Mapping[str, Number]:

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moe_jax.common.schema import first_difference
 from moe_jax.errors import UserError
 from moe_jax.training import settings
-from moe_jax.training.workdir import first_difference
 
 Value = TypeVar("Value")
 AUTO = "auto"
@@ -160,7 +160,7 @@ def check_alike(config: dict[str, Any]) -> None:
     mine = {"config": config, "versions": versions, "settings": settings.current()}
     every = [json.loads(text) for text in gather_texts(json.dumps(mine))]
     for i, other in enumerate(every):
-        difference = first_difference(every[0], other, may_differ=())
+        difference = first_difference(every[0], other)
         if difference is not None:
             name, first, theirs = difference
             raise UserError(

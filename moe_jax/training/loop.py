@@ -9,12 +9,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from moe_jax.common.paths import local_path
+from moe_jax.common.files import local_path
+from moe_jax.common.interrupt import Interrupted, Interrupts
+from moe_jax.common.progress import Progress
+from moe_jax.common.schema import finite_or_none, to_json
 from moe_jax.errors import UserError
 from moe_jax.training import checkpoint, hosts
 from moe_jax.training import workdir as folders
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.interrupt import Interrupted, Interrupts
 from moe_jax.training.layout import Layout, spread, whole_copies
 from moe_jax.training.mesh import make_mesh, place_batch
 from moe_jax.training.metrics import (
@@ -26,13 +28,11 @@ from moe_jax.training.metrics import (
     open_writers,
 )
 from moe_jax.training.profile import Profiler, ProfileSteps
-from moe_jax.training.progress import Progress
 from moe_jax.training.retention import Figures
 from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, TrainState, abstract_model, first_state, own, streams
 from moe_jax.training.step import compile_step, make_optimizer
 from moe_jax.training.task import Batch, Batches, Task
-from moe_jax.training.workdir import finite_or_none
 
 
 class Diverged(UserError):
@@ -62,7 +62,7 @@ def train(
     config.validate()
     workdir = local_path(workdir, "workdir")
     with hosts.first_holds(folders.lock(workdir)):
-        hosts.check_alike(folders.to_json(config))
+        hosts.check_alike(to_json(config))
         run = _start(task, config, workdir)
         if profile is not None:
             profile.check(run.step, config.steps)
@@ -86,7 +86,7 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
         layout = Layout(parts, mesh, config.dtype)
         state = spread(state, layout.shardings(optimizer, state))
         return _Run(task, config, workdir, parts, layout, state)
-    folders.check_same(workdir, found.run["config"]["train"], folders.to_json(config), "train")
+    folders.check_same(workdir, found.run["config"]["train"], to_json(config), "train")
     checkpoint.check_settings(found)
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)
@@ -261,7 +261,7 @@ class _Run:
         """The config of the run if there is a config.json, or else just this part of it."""
         if (self.workdir / "config.json").exists():
             return folders.load(self.workdir)
-        return {"train": folders.to_json(self.config)}
+        return {"train": to_json(self.config)}
 
     def _leave_if_asked(self) -> None:
         signum = self._signal()

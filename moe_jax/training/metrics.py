@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from moe_jax.common.json_files import LogLine, log_lines
+from moe_jax.common.files import LogLine, file_errors, log_lines, write_atomically
+from moe_jax.common.schema import finite_or_none
 from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.workdir import file_errors, finite_or_none, write_atomically
 
 Number = float | int
 """A figure: beartype does not take an int for a float."""

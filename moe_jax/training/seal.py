@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe_jax.common.json_files import parse, read_object
+from moe_jax.common.files import parse, read_object
 from moe_jax.errors import UserError
 
 

@@ -15,8 +15,9 @@ import jax
 import pytest
 
 from launch import cli, evaluate, systems, train
+from moe_jax.common.interrupt import Interrupted
+from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
-from moe_jax.training.interrupt import Interrupted
 from tests.training import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +134,7 @@ def test_overrides_reach_the_config():
     expected = toy.ToyConfig(model=toy.ToyModelConfig(name="x", rates=(1.0, 2.0)))
     expected.train.steps, expected.train.learning_rate = 12, 1.0
     expected.train.tensorboard = True
-    assert systems.folders.to_json(config) == systems.folders.to_json(expected)
+    assert to_json(config) == to_json(expected)
     assert isinstance(config.train.learning_rate, float)
     assert flags == {"workdir": "w"}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from moe_jax.common.statistics import Equivalence, Interval
 from moe_jax.misrouting.diagnosticity import Diagnosticity
 from moe_jax.misrouting.measures import ACCURACY, WORDS
 from moe_jax.misrouting.mediation import AgainstPerformance, Mediation
-from moe_jax.misrouting.paired import Equivalence, Interval
 from moe_jax.misrouting.study_results import (
     Agreement,
     Effect,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
+from moe_jax.common.statistics import bootstrap_interval, bootstrap_weights
 from moe_jax.misrouting.mediation import (
     EFFECTS,
     faithfulness_against_performance,
@@ -13,7 +14,6 @@ from moe_jax.misrouting.mediation import (
     partial_spearman,
     routing_mediation,
 )
-from moe_jax.misrouting.paired import bootstrap_interval, bootstrap_weights
 
 
 def planted(n, through, past, both, seed=0, noise=0.05):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe_jax.common.log import Log
 from moe_jax.errors import UserError
 from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.conditions import Condition
 from moe_jax.misrouting.means import expert_means
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.records import Log
 from moe_jax.misrouting.selection import Selection
 from moe_jax.misrouting.study import run_study, study_of
 from moe_jax.misrouting.study_config import StudyConfig

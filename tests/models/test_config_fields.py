@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from moe_jax.common.json_files import same, shown
+from moe_jax.common.files import same, shown
 from moe_jax.errors import UserError
 from moe_jax.models.causal_config import RopeConfig
 from moe_jax.models.causal_families import read_causal_config

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.data.corpus import CorpusConfig, Example
+from moe_jax.data.corpus import CorpusConfig
+from moe_jax.data.types import Example
 from moe_jax.errors import UserError
 from moe_jax.losses import LossWeights
 from moe_jax.models import pretrained

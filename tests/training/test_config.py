@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from moe_jax.common.schema import first_difference, from_json, to_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 from moe_jax.training.config import TrainConfig
@@ -53,14 +54,14 @@ def test_a_bad_field_is_named_with_its_path(change):
 def test_a_config_comes_back_from_json_as_it_was():
     config = toy.ToyConfig(model=toy.ToyModelConfig(name="a", rates=(1.0, 2.0)))
     config.train.steps = 3
-    text = json.dumps(folders.to_json(config))
-    assert folders.from_json(toy.ToyConfig, json.loads(text)) == config
+    text = json.dumps(to_json(config))
+    assert from_json(toy.ToyConfig, json.loads(text)) == config
 
 
 def test_whole_numbers_stand_for_floats():
-    values = folders.to_json(TrainConfig())
+    values = to_json(TrainConfig())
     values["learning_rate"] = 1
-    assert isinstance(folders.from_json(TrainConfig, values).learning_rate, float)
+    assert isinstance(from_json(TrainConfig, values).learning_rate, float)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +86,10 @@ def test_whole_numbers_stand_for_floats():
     ],
 )
 def test_json_that_does_not_fit_is_refused(change, message):
-    values = folders.to_json(toy.ToyConfig())
+    values = to_json(toy.ToyConfig())
     change(values)
     with pytest.raises(UserError, match=message):
-        folders.from_json(toy.ToyConfig, values)
+        from_json(toy.ToyConfig, values)
 
 
 def test_a_workdir_is_claimed_once(tmp_path):
@@ -98,7 +99,7 @@ def test_a_workdir_is_claimed_once(tmp_path):
     folders.claim(workdir, config)
     assert (workdir / "config.json").read_bytes() == first
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
-    assert folders.from_json(toy.ToyConfig, folders.load(workdir)) == config
+    assert from_json(toy.ToyConfig, folders.load(workdir)) == config
 
 
 def test_a_workdir_of_another_run_names_the_first_field_that_differs(tmp_path):
@@ -154,7 +155,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(tmp_pa
 
 
 def test_first_difference_tells_kinds_and_missing_fields_apart():
-    difference = folders.first_difference
+    difference = first_difference
     assert difference({"a": {"b": 1}}, {"a": {"b": 1.0}}) is None
     assert difference({"a": True}, {"a": 1}) == ("a", "True", "1")
     assert difference({"a": {"b": 1}}, {"a": {"c": 1}}) == ("a.c", "nothing", "1")

@@ -9,11 +9,12 @@ import sys
 import jax.numpy as jnp
 import pytest
 
+from moe_jax.common import files
+from moe_jax.common.progress import Progress, clock
 from moe_jax.errors import UserError
-from moe_jax.training import metrics, workdir
+from moe_jax.training import metrics
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.evaluation import read_evaluation, write_evaluation
-from moe_jax.training.progress import Progress, clock
 
 
 def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
@@ -145,7 +146,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(workdir.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_evaluation(tmp_path, 4, {"a": 2.0})
     assert json.loads(target.read_text())["step"] == 3
@@ -154,7 +155,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("moe_jax.training.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("moe_jax.common.progress.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     progress = Progress(10, 1010, stream)
     for step in range(11, 111):

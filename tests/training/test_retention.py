@@ -14,11 +14,11 @@ from flax import nnx
 from hypothesis import given
 
 from launch import cli, evaluate, systems
+from moe_jax.common.interrupt import Interrupted
 from moe_jax.errors import UserError
 from moe_jax.training import checkpoint
 from moe_jax.training.checkpoint import list_steps, restore_model_at
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.interrupt import Interrupted
 from moe_jax.training.loop import train
 from moe_jax.training.retention import Best, Retention
 from tests.training import toy

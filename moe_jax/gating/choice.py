@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.gate_config import GateConfig
-from moe_jax.routing_edit import KEEP, RoutingEdit
+from moe_jax.gating.config import GateConfig
+from moe_jax.gating.edit import KEEP, RoutingEdit
 
 
 def choose_experts(

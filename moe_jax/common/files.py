@@ -1,4 +1,4 @@
-r"""JSON in files, from users and from our own runs: one reader of lines, one of whole files.
+r"""Files: paths that users give, texts and JSON read with checks, atomic writes.
 
 What is wrong is a UserError of one line that names the file, the line and the field. Only "\n" and
 "\r\n" end a line: other separators (U+2028, U+2029, U+0085, form feeds) may be in a text. A byte
@@ -6,9 +6,13 @@ order mark is passed over. NaN and Infinity are read, as Python's and pandas' wr
 uses a number says whether it must be finite.
 """
 
+import contextlib
 import json
 import math
+import os
+import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +20,8 @@ from typing import Any, NamedTuple
 from moe_jax.errors import UserError
 
 _BYTE_ORDER_MARK = "\ufeff"
+# Path makes "gs:/bucket" of "gs://bucket"; one letter would be a drive.
+_ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class LogLine(NamedTuple):
@@ -195,6 +201,99 @@ def shown(value: Any) -> str:
     except (RecursionError, ValueError):  # nested or written too long
         return f"(a long {type(value).__name__})"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def local_path(path: str | os.PathLike[str], name: str) -> Path:
+    """`local` as a Path."""
+    return Path(local(path, name))
+
+
+def local(path: str | os.PathLike[str], name: str) -> str:
+    """The path with "~" as the user's home (shells don't expand it after "--flag=").
+
+    Args:
+      path: what the user gave; there need not be such a file. To give it again changes nothing.
+      name: of the flag or field, for errors.
+
+    Raises:
+      UserError: it is the address of a file elsewhere (gs://, s3://, file://, ...), begins with a
+        home that nobody has, or can't be a path here (too long, a loop of links).
+    """
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{name}={text}: must be a file or folder of this machine, or mounted on it "
+            "(a bucket can be, with gcsfuse or s3fs), not an address"
+        )
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        home = found.split("/", 1)[0]
+        raise UserError(
+            f"{name}={text}: {home} is no home here; write ./{text} if that is its name"
+        )
+    try:
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"{name}={text}: can't be used: {error.strerror or error}") from None
+    except ValueError:
+        raise UserError(
+            f"{name}={text!r}: can't be used: no path can hold these characters"
+        ) from None
+    # Path drops "./", without which these would be a home or an address.
+    plain = os.path.normpath(found)
+    return os.path.abspath(found) if plain.startswith("~") or _ADDRESS.match(plain) else found
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Replace the file, or leave it as it was: never a half of it."""
+    with file_errors(target):
+        os.replace(_draft(target, text), target)
+
+
+def write_new(target: Path, text: str) -> bool:
+    """Write the file unless there is one; of several writers at once only one wins.
+
+    Returns:
+      Whether it was written now.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    if target.exists():
+        return False
+    with file_errors(target.parent):
+        draft = _draft(target, text)
+        try:
+            os.link(draft, target)  # fails if the name is taken
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+    return True
+
+
+@contextlib.contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _draft(target: Path, text: str) -> Path:
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
 
 
 def _read_bytes(path: Path, missing: str | None = None) -> bytes:

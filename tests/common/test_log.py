@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
+from moe_jax.common.log import Log, plain
 from moe_jax.errors import UserError
-from moe_jax.misrouting.records import Log, plain
 
 
 def test_what_was_added_is_there_after_a_restart(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax.gating import GateConfig, Routing, gate_logits, route
 
-GOLDEN = Path(__file__).parent / "golden" / "gating.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "gating.npz"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_golden_gating.py"
 
 

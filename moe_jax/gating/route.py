@@ -16,34 +16,17 @@ On a mesh with Explicit axes tokens stay where they are; where they compete for 
 choose, every device sees all logits. The result is that of one device.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from moe_kernels.explicit_mesh import rows_where, whole_where
 
-from moe_jax.assignment import choose_experts, nan_last, take, under_capacity
-from moe_jax.gate_config import GateConfig
-from moe_jax.gate_scores import softmax, steered, weights, with_noise
-from moe_jax.routing_edit import KEEP, RoutingEdit
-
-__all__ = [
-    "KEEP",
-    "Gate",
-    "GateConfig",
-    "Routing",
-    "RoutingEdit",
-    "SelectionBias",
-    "dropped",
-    "expert_counts",
-    "gate_logits",
-    "route",
-    "update_selection_bias",
-    "withhold",
-]
+from moe_jax.gating.choice import choose_experts, nan_last, take, under_capacity
+from moe_jax.gating.config import GateConfig
+from moe_jax.gating.edit import RoutingEdit
+from moe_jax.gating.scores import softmax, steered, weights, with_noise
 
 
 class Routing(NamedTuple):
@@ -258,94 +241,6 @@ def update_selection_bias(
     """
     load = counts.astype(bias.dtype)
     return bias + rate * jnp.sign(jnp.mean(load) - load)
-
-
-class SelectionBias(nnx.Variable):
-    """The selection bias of a `Gate`: state that no optimizer touches."""
-
-
-def _param(values: Array) -> nnx.Param:
-    """A router's parameter: never rounded, wherever training rounds others."""
-    return nnx.Param(values, full_precision=True)
-
-
-class Gate(nnx.Module):
-    """Router logits from token states, then `route`.
-
-    Parameters are float32, and so is the arithmetic. The router's weights start from a truncated
-    normal of variance 0.1/d (Switch Transformer's advice: small logits at first), biases and
-    the noise weights from 0.
-
-    `gate.eval()` (or that of a module that holds it) switches jitter and noise off and
-    `gate.train()` on; as made they are on.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        config: GateConfig,
-        *,
-        use_bias: bool = False,
-        selection_bias: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        """Make the parameters.
-
-        Args:
-            d_model: width d of the tokens.
-            config: the gate; a copy is kept.
-            use_bias: add a learned bias to the logits.
-            selection_bias: keep a `SelectionBias`, zero at first, for aux-loss-free balancing.
-            rngs: of the initialisation.
-
-        Raises:
-            UserError: the config is not valid.
-        """
-        config.validate()
-        self.config = dataclasses.replace(config)
-        self.deterministic = False
-        experts = config.num_experts
-        init = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
-        self.w_de = _param(init(rngs.params(), (d_model, experts), jnp.float32))
-        self.b_e = _param(jnp.zeros(experts, jnp.float32)) if use_bias else None
-        noise = config.learned_noise
-        self.w_noise_de = _param(jnp.zeros((d_model, experts), jnp.float32)) if noise else None
-        zeros = jnp.zeros(experts, jnp.float32)
-        self.selection_bias_e = SelectionBias(zeros) if selection_bias else None
-
-    def __call__(
-        self,
-        x: Float[Array, "t d"],
-        *,
-        edit: RoutingEdit | None = None,
-        key: PRNGKeyArray | None = None,
-        where: Bool[Array, " t"] | None = None,
-        segments: Int[Array, " t"] | None = None,
-    ) -> Routing:
-        """Route tokens [t d]; arguments as in `route`."""
-        jitter = 0.0 if self.deterministic else self.config.jitter
-        jitter_key, noise_key = (None, None) if key is None else jax.random.split(key)
-        logits = gate_logits(
-            x,
-            self.w_de[...],
-            b=None if self.b_e is None else self.b_e[...],
-            jitter=jitter,
-            key=jitter_key,
-        )
-        noise_logits = None
-        if self.w_noise_de is not None and not self.deterministic:
-            noise_logits = gate_logits(x, self.w_noise_de[...])
-        return route(
-            logits,
-            self.config,
-            bias=None if self.selection_bias_e is None else self.selection_bias_e[...],
-            edit=edit,
-            key=noise_key,
-            noise_logits=noise_logits,
-            where=where,
-            segments=segments,
-            deterministic=self.deterministic,
-        )
 
 
 def _check(

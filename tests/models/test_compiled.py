@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_jax.misrouting import program_limit
+from moe_jax.models import compiled
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def limit(tmp_path, monkeypatch):
 
     def write(count):
         (tmp_path / "limit").write_text(f"{count}\n")
-        monkeypatch.setattr(program_limit, "_LIMIT", tmp_path / "limit")
+        monkeypatch.setattr(compiled, "_LIMIT", tmp_path / "limit")
 
     return write
 
@@ -19,36 +19,36 @@ def limit(tmp_path, monkeypatch):
 @pytest.fixture
 def maps(tmp_path, monkeypatch):
     (tmp_path / "maps").write_text("a map\n" * 60)
-    monkeypatch.setattr(program_limit, "_MAPS", tmp_path / "maps")
+    monkeypatch.setattr(compiled, "_MAPS", tmp_path / "maps")
 
 
 @pytest.mark.usefixtures("maps")
 def test_programs_are_dropped_beyond_half_of_the_maps_and_compiled_again(limit):
-    compiled = []
+    traced = []
 
     @jax.jit
     def double(x):
-        compiled.append(x.shape)
+        traced.append(x.shape)
         return 2 * x
 
     assert double(jnp.ones(3)).tolist() == [2, 2, 2]
     limit(120)
-    assert not program_limit.free_programs()
+    assert not compiled.free_programs()
     double(jnp.ones(3))
-    assert len(compiled) == 1
+    assert len(traced) == 1
     limit(119)
-    assert program_limit.free_programs()
+    assert compiled.free_programs()
     assert double(jnp.ones(3)).tolist() == [2, 2, 2]
-    assert len(compiled) == 2
+    assert len(traced) == 2
 
 
 @pytest.mark.usefixtures("maps")
 def test_the_share_can_be_another(limit):
     limit(100)
-    assert program_limit.free_programs(share=0.59)
-    assert not program_limit.free_programs(share=0.6)
+    assert compiled.free_programs(share=0.59)
+    assert not compiled.free_programs(share=0.6)
 
 
 def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(program_limit, "_MAPS", tmp_path / "none")
-    assert not program_limit.free_programs(share=0.0)
+    monkeypatch.setattr(compiled, "_MAPS", tmp_path / "none")
+    assert not compiled.free_programs(share=0.0)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from moe_jax.assignment import take
-from moe_jax.gate_config import GateConfig
+from moe_jax.gating.choice import take
+from moe_jax.gating.config import GateConfig
 
 
 def weights(

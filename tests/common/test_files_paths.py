@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.common.paths import local, local_path
+from moe_jax.common.files import local, local_path
 from moe_jax.errors import UserError
 
 

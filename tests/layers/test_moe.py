@@ -7,17 +7,9 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.gating import (
-    Gate,
-    GateConfig,
-    RoutingEdit,
-    SelectionBias,
-    dropped,
-    expert_counts,
-    update_selection_bias,
-)
-from moe_jax.layers import FeedForward, MoE
-from tests.layers_oracle import D, E, F, T, X, array, dense, loop, make
+from moe_jax.gating import GateConfig, RoutingEdit, dropped, expert_counts, update_selection_bias
+from moe_jax.layers import FeedForward, Gate, MoE, SelectionBias
+from tests.layers.oracle import D, E, F, T, X, array, dense, loop, make
 
 
 @pytest.mark.parametrize(

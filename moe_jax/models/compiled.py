@@ -1,12 +1,16 @@
-"""Keeps a long run of many programs from the limit at which XLA ends the process.
+"""Compiled functions of models: one for each structure of a model, and the limit on their number.
 
 A program that XLA compiled for a CPU holds some hundred memory maps, of which Linux gives a process
 65,530 (vm.max_map_count). Beyond, LLVM aborts: "Unable to allocate section memory".
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax import nnx
+from jaxtyping import Array
 
 _MAPS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
@@ -25,3 +29,14 @@ def free_programs(*, share: float = 0.5) -> bool:
         return False
     jax.clear_caches()
     return True
+
+
+def rebuilt(treedef: Any, leaves: Sequence[Array]) -> Any:
+    """The model whose `jax.tree.flatten` gave leaves and treedef, in eval mode.
+
+    A function that is compiled once for each treedef and takes the leaves as a flat list spares
+    each call the flattening of a module, which takes longer than a small model's step.
+    """
+    model: nnx.Module = jax.tree.unflatten(treedef, leaves)
+    model.eval()
+    return model

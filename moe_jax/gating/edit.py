@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from moe_jax.gate_config import GateConfig
+from moe_jax.gating.config import GateConfig
 
 KEEP = -1  # in `replay`: this slot is routed as usual
 # Fields of `RoutingEdit` without an axis of tokens: one value for all of them.

@@ -14,7 +14,7 @@ from moe_jax.gating import (
     RoutingEdit,
 )
 from moe_jax.layers import MoE
-from tests.layers_oracle import D, E, T, X, array, dense, loop, make
+from tests.layers.oracle import D, E, T, X, array, dense, loop, make
 
 S = np.random.default_rng(7).normal(size=(E, D)).astype(np.float32)
 STAND_INS = {

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from moe_jax.assignment import _room
 from moe_jax.errors import UserError
 from moe_jax.gating import (
     GateConfig,
@@ -23,7 +22,8 @@ from moe_jax.gating import (
     route,
     update_selection_bias,
 )
-from tests import gating_oracle
+from moe_jax.gating.choice import _room
+from tests.gating import oracle as gating_oracle
 
 T, E = 12, 8
 GATES = {

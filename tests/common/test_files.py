@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from moe_jax.common import json_files
+from moe_jax.common import files
 from moe_jax.errors import UserError
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def objects(text, *fields, **options):
-    return [values for _, values in json_files.json_lines(text, "f", fields, **options)]
+    return [values for _, values in files.json_lines(text, "f", fields, **options)]
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\x0c", "\x0b", "\x1c", "\r"])
@@ -20,7 +20,7 @@ def test_only_line_feeds_end_a_line(character, escaped):
     rows = [{"a": f"x{character}y"}, {"a": character}]
     text = "\n".join(json.dumps(row, ensure_ascii=escaped) for row in rows)
     assert objects(text) == rows
-    assert list(json_files.numbered_lines(f"x{character}y\nz\n", "f")) == [
+    assert list(files.numbered_lines(f"x{character}y\nz\n", "f")) == [
         ("f, line 1", f"x{character}y"),
         ("f, line 2", "z"),
     ]
@@ -29,7 +29,7 @@ def test_only_line_feeds_end_a_line(character, escaped):
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_line_ends_and_byte_order_marks(end):
     data = f'\ufeff{{"a": 1}}\r\n\ufeff{{"a": 2}}{end}'.encode()
-    found = list(json_files.json_lines(json_files.decode(data, "f"), "f", ["a"]))
+    found = list(files.json_lines(files.decode(data, "f"), "f", ["a"]))
     assert found == [("f, line 1", {"a": 1}), ("f, line 2", {"a": 2})]
 
 
@@ -84,26 +84,26 @@ def test_a_wrong_line_is_named(line, says):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_bytes_that_are_not_utf8_are_named(mark):
     with pytest.raises(UserError, match=r"^f, line 3: not UTF-8 \(byte 0xe9\)"):
-        json_files.decode(mark + b"a\nb\nc\xe9\n", "f")
+        files.decode(mark + b"a\nb\nc\xe9\n", "f")
     with pytest.raises(UserError, match=r"^f, line 1: not UTF-8 \(byte 0xff\)"):
-        json_files.decode("text".encode("utf-16"), "f")
+        files.decode("text".encode("utf-16"), "f")
     with pytest.raises(UserError, match=r"^f, line 1: not UTF-8 \(byte 0xed\)"):
-        json_files.decode(b"\xed\xa0\xbd", "f")
+        files.decode(b"\xed\xa0\xbd", "f")
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "x\udc00", "\ud800\ud800"])
 def test_half_a_surrogate_pair_is_named(text):
     (values,) = objects(json.dumps({"a": text}))
     with pytest.raises(UserError, match=r"^f, line 1: a holds \\ud[8c][03][0d], half"):
-        json_files.check_text(values["a"], "a", "f, line 1")
+        files.check_text(values["a"], "a", "f, line 1")
     whole = json.loads(json.dumps("\U0001f4a1"))
-    assert json_files.check_text(whole, "a", "f") == "\U0001f4a1"
+    assert files.check_text(whole, "a", "f") == "\U0001f4a1"
 
 
 def test_values_are_shown_in_short():
     deep = json.loads("[" * 800 + "]" * 800)
     for value in (deep, "x" * 10_000, 10**4000, list(range(10_000)), {"\ud83d": "\n"}):
-        shown = json_files.shown(value)
+        shown = files.shown(value)
         assert len(shown) < 100
         assert shown.isascii()
         assert "\n" not in shown
@@ -112,7 +112,7 @@ def test_values_are_shown_in_short():
 def test_a_whole_file(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b"\xef\xbb\xbf" + '{"a":\r\n "\u2028"}\n'.encode())
-    assert json_files.read_object(file) == {"a": "\u2028"}
+    assert files.read_object(file) == {"a": "\u2028"}
     for content, says in (
         ("[]", "must hold one JSON object, not a list"),
         ("", "can't be read as JSON: Expecting value, column 1"),
@@ -123,19 +123,19 @@ def test_a_whole_file(tmp_path):
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=f"a.json: {says}"):
-            json_files.read_object(file)
+            files.read_object(file)
     with pytest.raises(UserError, match=r"^it is made so$"):
-        json_files.read_object(tmp_path / "none", missing="it is made so")
+        files.read_object(tmp_path / "none", missing="it is made so")
     with pytest.raises(UserError, match="none: can't be read: No such file"):
-        json_files.read_object(tmp_path / "none")
+        files.read_object(tmp_path / "none")
     with pytest.raises(UserError, match="can't be read: Is a directory"):
-        json_files.read_object(tmp_path)
+        files.read_object(tmp_path)
 
 
 @pytest.mark.parametrize("last", [b"", b'{"a": 2}', b'{"a"', b"\x00\x00", b"\xff\n", DEEP.encode()])
 def test_our_own_files_are_read_up_to_where_they_were_cut_off(tmp_path, last):
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"a": 1}\n[3]\n' + last)
-    lines = json_files.log_lines(file)
+    lines = files.log_lines(file)
     assert b"".join(line.raw for line in lines) == file.read_bytes()
     assert [line.values for line in lines] == [{"a": 1}, None] + [None] * bool(last)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import RoutingEdit
-from moe_jax.models.rebuilt import rebuilt
+from moe_jax.gating.edit import WITHOUT_TOKENS
+from moe_jax.models.compiled import rebuilt
 from moe_jax.models.rows import for_positions, has_positions
-from moe_jax.routing_edit import WITHOUT_TOKENS
 
 
 class TextsRead(NamedTuple):

@@ -18,7 +18,8 @@ from moe_kernels import (
 from moe_kernels.explicit_mesh import whole_where
 
 from moe_jax.errors import UserError
-from moe_jax.gating import Gate, GateConfig, Routing, RoutingEdit, withhold
+from moe_jax.gating import GateConfig, Routing, RoutingEdit, withhold
+from moe_jax.layers.gate import Gate
 
 
 class FeedForward(nnx.Module):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from moe_jax.misrouting.paired import (
+from moe_jax.common.statistics import (
     bootstrap_interval,
     bootstrap_weights,
     cliffs_delta,

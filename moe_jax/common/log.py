@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.common.json_files import log_lines
+from moe_jax.common.files import file_errors, log_lines
 from moe_jax.errors import UserError
-from moe_jax.training.workdir import file_errors
 
 
 class Log:

@@ -23,13 +23,13 @@ from jaxtyping import Bool, Float, Int
 
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
+from moe_jax.gating.edit import WITHOUT_TOKENS
 from moe_jax.misrouting import interventions
-from moe_jax.misrouting.scoring_programs import programs
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate_checks import Prompt, check_edit, checked_ids, checked_masks
 from moe_jax.models.rows import Edits, batches, by_position, padded, padded_masks, rounded
-from moe_jax.routing_edit import WITHOUT_TOKENS
+from moe_jax.models.score_programs import programs
 
 # Options are short: their tokens grow by this many positions.
 _OPTION_STRIDE = 4
