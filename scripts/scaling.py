@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_jax.gating import GateConfig
-from moe_jax.layers import MoE
+from moe_jax.layers import ExpertOptions, MoE
 from moe_jax.training.collectives import Collective, collectives, compiled_bytes
 from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.dry_run import dry_run
@@ -62,7 +62,7 @@ class Layer(nnx.Module):
     def __init__(self, shape: Shape, exchange: str, rngs: nnx.Rngs):
         gate = GateConfig(num_experts=shape.experts, k=shape.k, renormalise=True)
         self.before_d = nnx.Param(jnp.ones(shape.d))
-        self.moe = MoE(shape.d, shape.f, gate, exchange=exchange, rngs=rngs)
+        self.moe = MoE(shape.d, shape.f, gate, options=ExpertOptions(exchange=exchange), rngs=rngs)
 
     def __call__(self, x):
         """[t d] -> [t d]."""

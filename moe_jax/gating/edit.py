@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from moe_jax.gating.config import GateConfig
+from moe_jax.gating.scores import take
 
 KEEP = -1  # in `replay`: this slot is routed as usual
 # Fields of `RoutingEdit` without an axis of tokens: one value for all of them.
@@ -244,8 +245,13 @@ class RoutingEdit(NamedTuple):
                     f" {' or '.join(map(str, dict.fromkeys(allowed)))}"
                 )
 
-    def scoped(self, num_tokens: int) -> "RoutingEdit":
-        """The same edit with all shapes full, and the identity on tokens out of scope."""
+    def scoped(self, config: GateConfig, num_tokens: int) -> "RoutingEdit":
+        """The same edit with a row for each token, and the identity on tokens out of scope.
+
+        Raises:
+            ValueError: a shape does not fit (`check`).
+        """
+        self.check(config, num_tokens)
         on_t = jnp.broadcast_to(self.tokens, num_tokens)
         on = on_t[:, None]
         own = jnp.arange(self.permute.shape[-1], dtype=self.permute.dtype)[None]
@@ -267,6 +273,35 @@ class RoutingEdit(NamedTuple):
             replay_weight=jnp.where(on, self.replay_weight, jnp.nan),
             stand_in=self.stand_in,
         )
+
+    def on_logits(self, z: Float[Array, "t e"]) -> Float[Array, "t e"]:
+        """Steps 1 and 2 on logits; of an edit that `scoped` made."""
+        return jnp.where(self.suppress, -jnp.inf, _steered(z + self.bias, self.steer))
+
+    def on_choice(
+        self, expert: Int[Array, "t k"], weight: Float[Array, "t k"]
+    ) -> tuple[Int[Array, "t k"], Float[Array, "t k"]]:
+        """Steps 8 and 9 on the chosen experts and their weights; of an edit that `scoped` made."""
+        weight = jnp.where(jnp.isnan(self.replay_weight), weight, self.replay_weight)
+        return take(self.permute, expert), weight
+
+    def on_weights(
+        self, expert: Int[Array, "t k"], weight: Float[Array, "t k"]
+    ) -> Float[Array, "t k"]:
+        """Steps 11 and 12 on the weights; of an edit that `scoped` made."""
+        return jnp.where(take(self.zero, expert), 0, weight * take(self.scale, expert))
+
+
+def _steered(z: Float[Array, "t e"], margin: Float[Array, "t e"]) -> Float[Array, "t e"]:
+    """Logits moved beyond the token's largest (margin > 0) or smallest (margin < 0).
+
+    0 leaves a logit, and -inf (not available) stays.
+    """
+    there = z > -jnp.inf
+    top = jnp.max(z, axis=1, keepdims=True)
+    bottom = jnp.min(jnp.where(there, z, jnp.inf), axis=1, keepdims=True)
+    moved = jnp.where(margin > 0, top, bottom) + margin
+    return jnp.where(there & (margin != 0), moved, z)
 
 
 def _checked(name: str, ids: Sequence[int], num_experts: int) -> list[int]:

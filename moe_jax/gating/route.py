@@ -1,4 +1,4 @@
-"""One gate for everything: router logits -> `Routing`. Pure functions and one module.
+"""`route`: router logits -> `Routing`, and what is read off a routing. Pure functions.
 
     logits_te = gate_logits(x_td, w_de)          # float32, whatever the dtype of x
     routing = route(logits_te, GateConfig(num_experts=8, k=2, renormalise=True))
@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from moe_kernels.explicit_mesh import rows_where, whole_where
 
-from moe_jax.gating.choice import choose_experts, nan_last, take, under_capacity
+from moe_jax.gating.choice import choose, within_capacity
 from moe_jax.gating.config import GateConfig
 from moe_jax.gating.edit import RoutingEdit
-from moe_jax.gating.scores import softmax, steered, weights, with_noise
+from moe_jax.gating.scores import combine_weights, score, take, with_noise
 
 
 class Routing(NamedTuple):
@@ -87,52 +87,35 @@ def route(
     """
     config.validate()
     _check(logits, config, bias, noise_logits, segments)
+    edit = None if edit is None else edit.scoped(config, len(logits))
     sharded = logits
     if not config.dropless:
         per_token = whole_where((logits, noise_logits, where, segments), sharded)
         logits, noise_logits, where, segments = per_token
+
+    # 1. Logits: padding read as 0; noise; the edit's bias, steering and suppression.
     z = logits.astype(jnp.float32)
-    if where is not None:
-        z = jnp.where(where[:, None], z, 0)
-    if not deterministic:
-        z = with_noise(z, config, noise_logits, key)
-    if edit is not None:
-        edit.check(config, z.shape[0])
-        edit = edit.scoped(z.shape[0])
-        z = jnp.where(edit.suppress, -jnp.inf, steered(z + edit.bias, edit.steer))
-    if config.score == "sigmoid":
-        probs = jax.nn.sigmoid(z / config.temperature)
-    else:
-        probs = softmax(z, config.temperature)
+    z = z if where is None else jnp.where(where[:, None], z, 0)
+    z = z if deterministic else with_noise(z, config, noise_logits, key)
+    z = z if edit is None else edit.on_logits(z)
 
-    by_logits = config.topk_first or config.score == "sparsemixer"
-    choice = jax.lax.stop_gradient(z if by_logits else probs)
-    if bias is not None:
-        choice = choice + bias.astype(jnp.float32)[None]
-    choice = nan_last(choice, z)
-    # top_k puts -0.0 below 0.0; here they tie, and the lower index wins.
-    choice = jnp.where(choice == 0, 0, choice)
-    choice = jnp.where(z == -jnp.inf, -jnp.inf, choice)
-    if where is not None:
-        choice = jnp.where(where[:, None], choice, -jnp.inf)
-    expert, present = choose_experts(choice, z, config, edit, where)
+    # 2. Scores of all experts, before the cut.
+    probs = score(z, config)
 
-    weight = weights(z, probs, expert, present, config)
+    # 3. Choice: the experts of each token, best first; some slots may have none.
+    expert, present = choose(z, probs, config, bias=bias, edit=edit, where=where)
+
+    # 4. Combine weights of the chosen.
+    weight = combine_weights(z, probs, expert, present, config)
     if edit is not None:
-        weight = jnp.where(jnp.isnan(edit.replay_weight), weight, edit.replay_weight)
-        expert = take(edit.permute, expert)
-    if where is not None:
-        present = present & where[:, None]
-    none = config.num_experts
-    expert = jnp.where(present, expert, none)
-    if config.choice == "token" and not config.dropless:
-        fits = under_capacity(expert, weight, config, where=where, segments=segments)
-        present = present & fits
-        expert = jnp.where(present, expert, none)
-    weight = jnp.where(present, weight, 0)
+        expert, weight = edit.on_choice(expert, weight)
+
+    # 5. Capacity: what finds no room becomes num_experts, with weight 0.
+    expert, weight = within_capacity(
+        expert, weight, present, config, where=where, segments=segments
+    )
     if edit is not None:
-        weight = jnp.where(take(edit.zero, expert), 0, weight * take(edit.scale, expert))
-        weight = jnp.where(present, weight, 0)
+        weight = jnp.where(expert < config.num_experts, edit.on_weights(expert, weight), 0)
     routing = Routing(expert=expert, weight=weight, probs=probs, logits=z)
     return routing if config.dropless else rows_where(routing, sharded)
 

@@ -1,80 +1,13 @@
-"""How much a chosen expert counts: softmax, sparsemixer, renormalisation, and noise on logits.
+"""Scores and combine weights: noise on logits, softmax or sigmoid, sparsemixer, renormalisation.
 
-Internal to `moe_jax.gating`, which gives these functions their meaning.
+Internal to `moe_jax.gating.route`, which gives these functions their meaning.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from moe_jax.gating.choice import take
 from moe_jax.gating.config import GateConfig
-
-
-def weights(
-    z: Float[Array, "t e"],
-    probs: Float[Array, "t e"],
-    expert: Int[Array, "t k"],
-    present: Bool[Array, "t k"],
-    config: GateConfig,
-) -> Float[Array, "t k"]:
-    """Combine weights of the chosen experts, 0 where there is none.
-
-    `z` are the logits, `probs` the scores of all experts.
-    """
-    if config.score == "sparsemixer":
-        weight = _sparsemixer(z, expert, config)
-    elif config.score == "softmax" and config.topk_first:
-        weight = softmax(jnp.where(present, take(z, expert), -jnp.inf), config.temperature)
-    else:
-        weight = take(probs, expert)
-    weight = jnp.where(present, weight, 0)
-    if config.renormalise:
-        total = jnp.sum(weight, axis=1, keepdims=True) + config.renormalise_eps
-        # A token without experts, or whose scores all underflow, has weights 0, not 0/0.
-        weight = weight / jnp.where(total > 0, total, 1)
-    return weight * config.scale
-
-
-def steered(z: Float[Array, "t e"], margin: Float[Array, "t e"]) -> Float[Array, "t e"]:
-    """Logits moved beyond the token's largest (margin > 0) or smallest (margin < 0).
-
-    0 leaves a logit, and -inf (not available) stays.
-    """
-    there = z > -jnp.inf
-    top = jnp.max(z, axis=1, keepdims=True)
-    bottom = jnp.min(jnp.where(there, z, jnp.inf), axis=1, keepdims=True)
-    moved = jnp.where(margin > 0, top, bottom) + margin
-    return jnp.where(there & (margin != 0), moved, z)
-
-
-def softmax(z: Float[Array, "t n"], temperature: float) -> Float[Array, "t n"]:
-    """Softmax of z / temperature; a row of -inf gives zeros, not NaN.
-
-    The largest logit is taken off before the division. Dividing first leaves a product next to a
-    difference, which a compiler may contract to one fused multiply-add in one program and not in
-    another: an identity edit would then change the last bit.
-    """
-    top = jax.lax.stop_gradient(jnp.max(z, axis=1, keepdims=True))
-    some = top != -jnp.inf
-    below = jnp.where(some, z, 0) - jnp.where(some, top, 0)
-    return jnp.where(some, jax.nn.softmax(below / temperature, axis=1), 0)
-
-
-def _sparsemixer(
-    z: Float[Array, "t e"], expert: Int[Array, "t k"], config: GateConfig
-) -> Float[Array, "t k"]:
-    """Softmax of each choice among the experts not yet chosen and near the best of these."""
-    parts = []
-    left = z
-    for slot in range(expert.shape[1]):
-        best = jnp.max(jax.lax.stop_gradient(left), axis=1, keepdims=True)
-        gap = (best - z) / jnp.maximum(jnp.abs(z), best)
-        near = jnp.where(gap > 2 * config.sparsemixer_jitter, -jnp.inf, left)
-        chosen = expert[:, slot : slot + 1]
-        parts.append(take(softmax(near, config.temperature), chosen))
-        left = jnp.where(jnp.arange(z.shape[1])[None] == chosen, -jnp.inf, left)
-    return jnp.concatenate(parts, axis=1)
 
 
 def with_noise(
@@ -101,3 +34,69 @@ def with_noise(
             raise ValueError("learned_noise=True needs noise_logits (x W_noise, same shape)")
         deviation = deviation + jax.nn.softplus(noise_logits.astype(jnp.float32))
     return z + deviation * jax.random.normal(key, z.shape, jnp.float32)
+
+
+def score(z: Float[Array, "t e"], config: GateConfig) -> Float[Array, "t e"]:
+    """Scores of all experts from their logits, before the cut: softmax or sigmoid."""
+    if config.score == "sigmoid":
+        return jax.nn.sigmoid(z / config.temperature)
+    return softmax(z, config.temperature)
+
+
+def combine_weights(
+    z: Float[Array, "t e"],
+    probs: Float[Array, "t e"],
+    expert: Int[Array, "t k"],
+    present: Bool[Array, "t k"],
+    config: GateConfig,
+) -> Float[Array, "t k"]:
+    """Combine weights of the chosen experts, 0 where there is none.
+
+    `z` are the logits, `probs` the scores of all experts.
+    """
+    if config.score == "sparsemixer":
+        weight = _sparsemixer(z, expert, config)
+    elif config.score == "softmax" and config.topk_first:
+        weight = softmax(jnp.where(present, take(z, expert), -jnp.inf), config.temperature)
+    else:
+        weight = take(probs, expert)
+    weight = jnp.where(present, weight, 0)
+    if config.renormalise:
+        total = jnp.sum(weight, axis=1, keepdims=True) + config.renormalise_eps
+        # A token without experts, or whose scores all underflow, has weights 0, not 0/0.
+        weight = weight / jnp.where(total > 0, total, 1)
+    return weight * config.scale
+
+
+def softmax(z: Float[Array, "t n"], temperature: float) -> Float[Array, "t n"]:
+    """Softmax of z / temperature; a row of -inf gives zeros, not NaN.
+
+    The largest logit is taken off before the division. Dividing first leaves a product next to a
+    difference, which a compiler may contract to one fused multiply-add in one program and not in
+    another: an identity edit would then change the last bit.
+    """
+    top = jax.lax.stop_gradient(jnp.max(z, axis=1, keepdims=True))
+    some = top != -jnp.inf
+    below = jnp.where(some, z, 0) - jnp.where(some, top, 0)
+    return jnp.where(some, jax.nn.softmax(below / temperature, axis=1), 0)
+
+
+def take(values: Array, index: Int[Array, "t k"]) -> Array:
+    """values[t, index[t, k]]; indices are clipped, not wrapped."""
+    return jnp.take_along_axis(values, index, axis=1, mode="clip")
+
+
+def _sparsemixer(
+    z: Float[Array, "t e"], expert: Int[Array, "t k"], config: GateConfig
+) -> Float[Array, "t k"]:
+    """Softmax of each choice among the experts not yet chosen and near the best of these."""
+    parts = []
+    left = z
+    for slot in range(expert.shape[1]):
+        best = jnp.max(jax.lax.stop_gradient(left), axis=1, keepdims=True)
+        gap = (best - z) / jnp.maximum(jnp.abs(z), best)
+        near = jnp.where(gap > 2 * config.sparsemixer_jitter, -jnp.inf, left)
+        chosen = expert[:, slot : slot + 1]
+        parts.append(take(softmax(near, config.temperature), chosen))
+        left = jnp.where(jnp.arange(z.shape[1])[None] == chosen, -jnp.inf, left)
+    return jnp.concatenate(parts, axis=1)

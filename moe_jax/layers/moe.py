@@ -1,5 +1,6 @@
 """The mixture-of-experts layer: a gate, its experts, and optionally a shared expert (Flax NNX)."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,35 @@ from moe_kernels.explicit_mesh import whole_where
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, Routing, RoutingEdit, withhold
 from moe_jax.layers.gate import Gate
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class ExpertOptions:
+    """How experts are computed; up to rounding, what they compute does not depend on it.
+
+    Attributes:
+        backend: of `moe_kernels.moe_ffn`; None picks by platform.
+        recompute: keep no hidden states of the experts for the backward pass, but compute them
+            again there (gradient checkpointing; tokens don't travel again).
+        axis: mesh axis that the experts are spread over, where they are.
+        exchange: how tokens and experts meet there: a name that `moe_kernels.EXCHANGES` has.
+    """
+
+    backend: str | None = None
+    recompute: bool = False
+    axis: str = "expert"
+    exchange: str = "all_to_all"
+
+    def validate(self, path: str = "") -> None:
+        """Check the names.
+
+        Raises:
+            UserError: one is unknown.
+        """
+        for name, known in (("backend", BACKENDS), ("exchange", EXCHANGES)):
+            value = getattr(self, name)
+            if value not in known and not (name == "backend" and value is None):
+                raise UserError(f"{path}.{name}={value}: must be one of {', '.join(known)}")
 
 
 class FeedForward(nnx.Module):
@@ -86,7 +116,7 @@ class MoE(nnx.Module):
     among all tokens. Under Auto axes every device would get all tokens: use `jax.shard_map`.
 
     On a mesh, inside `jax.shard_map`: where the parameters w_* that the module holds are a
-    device's part of the experts, tokens travel over `expert_axis` to the experts they chose and
+    device's part of the experts, tokens travel over `options.axis` to the experts they chose and
     back (`moe_kernels.moe_ffn_expert_parallel`). Nothing else changes: the gate sees the device's
     tokens, and a capacity counts among these (as GShard's groups do).
 
@@ -107,10 +137,7 @@ class MoE(nnx.Module):
         router_bias: bool = False,
         selection_bias: bool = False,
         dtype: DTypeLike | None = None,
-        backend: str | None = None,
-        expert_axis: str = "expert",
-        exchange: str = "all_to_all",
-        recompute: bool = False,
+        options: ExpertOptions | None = None,
         rngs: nnx.Rngs,
     ):
         """Make the parameters.
@@ -127,31 +154,22 @@ class MoE(nnx.Module):
             router_bias: a learned bias on the router's logits.
             selection_bias: a `SelectionBias` for aux-loss-free balancing.
             dtype: of the experts' arithmetic.
-            backend: of `moe_ffn`; None picks by platform.
-            expert_axis: mesh axis that the experts are spread over, where they are.
-            exchange: how tokens and experts meet there: a name that `moe_kernels.EXCHANGES` has.
-            recompute: keep no hidden states of the experts for the backward pass, but compute them
-                again there (gradient checkpointing; tokens don't travel again).
+            options: how the experts are computed; a copy is kept. None: `ExpertOptions()`.
             rngs: of the initialisation.
 
         Raises:
-            UserError: a size below 1, an unknown activation, backend or exchange, a shared gate
-                without a shared expert, or a gate config that is not valid.
+            UserError: a size below 1, an unknown activation, a shared gate without a shared
+                expert, or a gate config or options that are not valid.
         """
         _check_sizes(d_model=d_model, d_expert=d_expert)
         _check_activation(activation)
-        if backend is not None and backend not in BACKENDS:
-            raise UserError(f"backend={backend} is unknown: use one of {', '.join(BACKENDS)}")
-        if exchange not in EXCHANGES:
-            raise UserError(f"exchange={exchange} is unknown: use one of {', '.join(EXCHANGES)}")
+        options = ExpertOptions() if options is None else dataclasses.replace(options)
+        options.validate("options")
         if shared_gate and d_shared is None:
             raise UserError("shared_gate=True needs d_shared, the width of the shared expert")
         self.activation = activation
         self.dtype = dtype
-        self.backend = backend
-        self.expert_axis = expert_axis
-        self.exchange = exchange
-        self.recompute = recompute
+        self.options = options
         self.gate = Gate(
             d_model, config, use_bias=router_bias, selection_bias=selection_bias, rngs=rngs
         )
@@ -266,15 +284,19 @@ class MoE(nnx.Module):
             self.w_out_efd[...].astype(dtype),
             w_gate=None if self.w_gate_edf is None else self.w_gate_edf[...].astype(dtype),
             activation=self.activation,
-            recompute=self.recompute,
-            backend=self.backend,
+            recompute=self.options.recompute,
+            backend=self.options.backend,
         ).astype(x.dtype)
 
     def _experts(self) -> Callable[..., Array]:
         """`moe_ffn`, or the one for experts that this device holds a part of."""
         if self.w_in_edf.shape[0] == self.gate.config.num_experts:
             return moe_ffn
-        return partial(moe_ffn_expert_parallel, axis_name=self.expert_axis, exchange=self.exchange)
+        return partial(
+            moe_ffn_expert_parallel,
+            axis_name=self.options.axis,
+            exchange=self.options.exchange,
+        )
 
     def _shared(self, x: Float[Array, "t d"], shared: FeedForward) -> Float[Array, "t d"]:
         y = shared(x)

@@ -7,6 +7,7 @@ from moe_kernels import ACTIVATIONS
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
+from moe_jax.layers import ExpertOptions
 
 ROPE_SCALINGS = ("none", "linear", "llama3")
 QK_NORMS = ("none", "head", "all")
@@ -61,6 +62,9 @@ class ExpertsConfig:
       d_shared: hidden width of the expert that sees every token; None: there is none.
       shared_gate: weight the shared expert by a sigmoid of the token (Qwen2-MoE).
       layers: which layers have the mixture, from 0; None: all. The others are dense.
+      selection_bias: the gates keep a bias on the choice alone, zero at first, for balancing
+        without a loss: `gating.update_selection_bias` with the counts of each step.
+      options: how the experts are computed: backend, recomputation, exchange between devices.
     """
 
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
@@ -68,6 +72,8 @@ class ExpertsConfig:
     d_shared: int | None = None
     shared_gate: bool = False
     layers: tuple[int, ...] | None = None
+    selection_bias: bool = False
+    options: ExpertOptions = dataclasses.field(default_factory=ExpertOptions)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -177,6 +183,7 @@ class CausalConfig:
         if self.experts is None:
             return
         self.experts.gate.validate(f"{path}.experts.gate.")
+        self.experts.options.validate(f"{path}.experts.options")
         if self.experts.gate.choice != "token":
             raise UserError(
                 f"{path}.experts.gate.choice={self.experts.gate.choice!r} must be 'token': experts "

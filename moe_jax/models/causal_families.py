@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
+from moe_jax.layers import ExpertOptions
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_rope import read_rope, write_rope
 from moe_jax.models.config_fields import Fields, fields_of
@@ -334,7 +335,7 @@ def write_causal_config(config: CausalConfig) -> tuple[dict[str, Any], FfnNames]
     """The config.json of the first family that says all that the config says, and its names.
 
     Args:
-      config: of the model; its dtype is not part of the file.
+      config: of the model; its dtype and the options of its experts are not part of the file.
 
     Raises:
       UserError: no family does.
@@ -362,7 +363,7 @@ def _plain(config: CausalConfig) -> CausalConfig:
     """The config with what follows from others written out and what nothing reads cleared."""
     experts = config.experts
     if experts is not None:
-        experts = dataclasses.replace(experts, layers=config.expert_layers)
+        experts = dataclasses.replace(experts, layers=config.expert_layers, options=ExpertOptions())
     all_sparse = len(config.expert_layers) == config.num_layers
     return dataclasses.replace(
         config,

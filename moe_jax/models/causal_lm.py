@@ -177,7 +177,9 @@ class DecoderLayer(nnx.Module):
                 activation=activation,
                 d_shared=experts.d_shared,
                 shared_gate=experts.shared_gate,
+                selection_bias=experts.selection_bias,
                 dtype=dtype,
+                options=experts.options,
                 rngs=rngs,
             )
         else:

@@ -10,6 +10,7 @@ from moe_kernels import ACTIVATIONS
 from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
+from moe_jax.layers import ExpertOptions
 from moe_jax.models.config_fields import Fields, fields_of
 from moe_jax.models.families import MOST_EXPERTS, MOST_LAYERS, activation, check_layers_alike
 
@@ -51,6 +52,7 @@ class SwitchConfig:
       pad_id: what stands in padding.
       stop_ids: tokens that end a text.
       dtype: what the layers compute in. Norms, softmax, router and logits are float32.
+      options: how the experts are computed: backend, recomputation, exchange between devices.
     """
 
     vocab_size: int = 256
@@ -73,6 +75,7 @@ class SwitchConfig:
     pad_id: int = 0
     stop_ids: tuple[int, ...] = (1,)
     dtype: str = "float32"
+    options: ExpertOptions = dataclasses.field(default_factory=ExpertOptions)
 
     @property
     def encoder_layers(self) -> tuple[int, ...]:
@@ -121,6 +124,7 @@ class SwitchConfig:
                         f"{path}.{name}: {i!r} is not one of the ids 0 to {self.vocab_size - 1}"
                     )
         self.gate.validate(f"{path}.gate.")
+        self.options.validate(f"{path}.options")
         if self.gate.choice != "token":
             raise UserError(
                 f"{path}.gate.choice={self.gate.choice!r} must be 'token': experts that choose "
@@ -268,7 +272,7 @@ def _stop_ids(fields: Fields, generation: Fields, vocab_size: int) -> tuple[int,
 
 
 def write_switch_config(config: SwitchConfig) -> dict[str, Any]:
-    """The config.json that says what the config says (but its dtype).
+    """The config.json that says what the config says (but its dtype and options).
 
     Raises:
       UserError: transformers has no words for it, such as for another gate.
@@ -301,7 +305,7 @@ def write_switch_config(config: SwitchConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         **write_ids(config),
     }
-    plain = dataclasses.replace(config, dtype="float32")
+    plain = dataclasses.replace(config, dtype="float32", options=ExpertOptions())
     if not _says(raw, plain):
         raise UserError(
             f"transformers' {MODEL_TYPE} has no such model (its gate is top-1 softmax with a "

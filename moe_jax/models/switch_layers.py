@@ -39,6 +39,7 @@ class Layer(nnx.Module):
                 activation=config.activation,
                 router_bias=config.router_bias,
                 dtype=dtype,
+                options=config.options,
                 rngs=rngs,
             )
         else:

@@ -298,7 +298,7 @@ def test_a_stand_in_is_nothing_to_the_gate():
     with_it, without = edited(zero=[1, 4], stand_in=own), edited(zero=[1, 4])
     assert same_bits(with_it, without)
     edit = RoutingEdit.make(PLAIN, zero=[1], stand_in=own, tokens=np.arange(T) == 2)
-    np.testing.assert_array_equal(edit.scoped(T).stand_in, own.astype(np.float32))
+    np.testing.assert_array_equal(edit.scoped(PLAIN, T).stand_in, own.astype(np.float32))
 
 
 def test_permute_changes_who_works_not_how_much():

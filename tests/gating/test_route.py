@@ -22,7 +22,7 @@ from moe_jax.gating import (
     route,
     update_selection_bias,
 )
-from moe_jax.gating.choice import _room
+from moe_jax.gating.choice import _capacity
 from tests.gating import oracle as gating_oracle
 
 T, E = 12, 8
@@ -310,7 +310,7 @@ def test_capacity_is_the_exact_ceiling():
         share = config.share()
         for tokens in (1, 5, 24, 97):
             expected = math.ceil(share * tokens)
-            assert set(_room(tokens, config, None, None).tolist()) == {expected}
+            assert set(_capacity(tokens, config, None, None).tolist()) == {expected}
         assert share == pytest.approx(factor * config.k / experts, rel=1e-3)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit, dropped, expert_counts, update_selection_bias
-from moe_jax.layers import FeedForward, Gate, MoE, SelectionBias
+from moe_jax.layers import ExpertOptions, FeedForward, Gate, MoE, SelectionBias
 from tests.layers.oracle import D, E, F, T, X, array, dense, loop, make
 
 
@@ -159,7 +159,9 @@ def test_recompute_keeps_no_hidden_states():
     wide, x = 64, jnp.asarray(X)
 
     def run(recompute):
-        graph, state = nnx.split(make(d_expert=wide, gate={"k": 2}, recompute=recompute))
+        graph, state = nnx.split(
+            make(d_expert=wide, gate={"k": 2}, options=ExpertOptions(recompute=recompute))
+        )
 
         def function(state, x):
             return jnp.sum(nnx.merge(graph, state)(x)[0] ** 2)
@@ -278,7 +280,9 @@ def test_gate_keeps_its_own_config():
 
 def test_second_derivatives_by_the_reference_and_one_sentence_elsewhere():
     # In bfloat16, with a shared expert; against all experts by einsum in float32.
-    moe = make(gate={"renormalise": True}, dtype=jnp.bfloat16, backend="reference")
+    moe = make(
+        gate={"renormalise": True}, dtype=jnp.bfloat16, options=ExpertOptions(backend="reference")
+    )
     graphdef, params = nnx.split(moe, nnx.Param)
     x = array(X)[:2]
     arrays = {
@@ -372,7 +376,8 @@ def test_trains():
         ({"d_shared": 0}, "d_hidden=0 must be at least 1"),
         ({"gate": {"k": 5}}, "k=5 is more than num_experts=4"),
         ({"d_expert": 0}, "d_expert=0 must be at least 1"),
-        ({"backend": "cuda"}, "backend=cuda is unknown"),
+        ({"options": ExpertOptions(backend="cuda")}, "options.backend=cuda: must be one of"),
+        ({"options": ExpertOptions(exchange="mail")}, "options.exchange=mail: must be one of"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit
+from moe_jax.layers import ExpertOptions
 from moe_jax.models import causal_families
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig, RopeConfig
 from moe_jax.models.causal_lm import CausalLM
@@ -29,7 +30,9 @@ def read(model, ids, where=None, cache=None):
 def moe(**changes):
     """A small model with experts in layers 0 and 2, random weights of a size that matters."""
     gate = changes.pop("gate", GateConfig(num_experts=4, k=2))
-    experts = ExpertsConfig(gate=gate, d_expert=16, layers=(0, 2))
+    names = ("options", "selection_bias")
+    more = {name: changes.pop(name) for name in names if name in changes}
+    experts = ExpertsConfig(gate=gate, d_expert=16, layers=(0, 2), **more)
     sizes = {"vocab_size": 40, "d_model": 24, "num_layers": 3, "d_ff": 32, "max_length": 64}
     config = CausalConfig(**sizes, num_kv_heads=2, experts=experts, **changes)
     model = CausalLM(config, rngs=nnx.Rngs(0))
@@ -277,6 +280,26 @@ def test_a_model_that_no_architecture_has(tmp_path):
     with pytest.raises(UserError, match="no covered architecture"):
         save_lm(model, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_experts_reach_the_layers_and_no_file(tmp_path):
+    options = ExpertOptions(backend="reference", recompute=True)
+    model = moe(gate=GateConfig(num_experts=4, k=1), options=options)
+    assert [layer.ffn.options for layer in model.layers] == [options] * len(model.layers)
+    save_lm(model, tmp_path / "a")
+    assert load_lm(tmp_path / "a").config.experts.options == ExpertOptions()
+    with pytest.raises(UserError, match=r"experts\.options\.backend=cuda: must be one of"):
+        moe(gate=GateConfig(num_experts=4, k=1), options=ExpertOptions(backend="cuda"))
+
+
+def test_a_selection_bias_changes_the_choice_and_is_in_no_file(tmp_path):
+    model = moe(gate=GateConfig(num_experts=4, k=1), selection_bias=True)
+    ids = jnp.asarray([[3, 1, 4, 1, 5]])
+    gate = model.layers[0].ffn.gate
+    gate.selection_bias_e[...] = jnp.asarray([0.0, 0.0, 9.0, 0.0])
+    assert np.all(np.asarray(model(ids).routing.expert)[:, :, 0] == 2)
+    with pytest.raises(UserError, match="no covered architecture"):
+        save_lm(model, tmp_path / "a")
 
 
 def test_what_nothing_reads_does_not_matter(tmp_path):

@@ -200,20 +200,23 @@ def test_the_target_in_pieces():
     assert not np.asarray(cache.where)[:, 14:].any()
 
 
-def layers(count, *edits):
+def layers(gate, count, *edits):
     """Edits as one, each with its shapes full, so that all of them run the same program."""
-    return jax.tree.map(lambda *a: jnp.stack(a), *(edit.scoped(count) for edit in edits))
+    return jax.tree.map(lambda *a: jnp.stack(a), *(edit.scoped(gate, count) for edit in edits))
 
 
 def test_edits(tight):
     gate = tight.config.gate
     identity = RoutingEdit.identity(gate)
     base = run(tight)
-    none = {"edit_encoder": layers(34, identity), "edit_decoder": layers(28, identity, identity)}
+    none = {
+        "edit_encoder": layers(gate, 34, identity),
+        "edit_decoder": layers(gate, 28, identity, identity),
+    }
     same = run(tight, **none)
     jax.tree.map(np.testing.assert_array_equal, same, base)
     # In the decoder's second layer only.
-    cut = layers(28, identity, RoutingEdit.make(gate, suppress=[1]))
+    cut = layers(gate, 28, identity, RoutingEdit.make(gate, suppress=[1]))
     out = run(tight, **none | {"edit_decoder": cut})
     jax.tree.map(np.testing.assert_array_equal, out.encoder_routing, base.encoder_routing)
     before, after = base.decoder_routing, out.decoder_routing
@@ -228,7 +231,7 @@ def test_edits(tight):
         np.testing.assert_array_equal(after.expert[row, :first], before.expert[row, :first])
     # And all of it is what the loop gives.
     config = small_switch.CONFIGS["full experts, every layer"]
-    both = layers(34, RoutingEdit.make(gate, suppress=[0, 2]))
+    both = layers(gate, 34, RoutingEdit.make(gate, suppress=[0, 2]))
     out = run(tight, edit_encoder=both, edit_decoder=cut)
     for row in range(2):
         logits, encoder, decoder = switch_oracle.run(
@@ -239,7 +242,7 @@ def test_edits(tight):
         compare(out.encoder_routing, encoder, row, 4)
         compare(out.decoder_routing, decoder, row, 4)
     # An expert that is excluded changes nothing for those who did not want it, to the last bit.
-    cut = layers(28, identity, RoutingEdit.make(gate, exclude=[1]))
+    cut = layers(gate, 28, identity, RoutingEdit.make(gate, exclude=[1]))
     out = run(tight, **none | {"edit_decoder": cut})
     for row in range(2):
         wanted = np.argmax(np.asarray(before.logits[row, :, 1]), axis=-1) == 1
@@ -255,8 +258,8 @@ def test_an_edit_of_one_token(tight):
     free = next(e for e in range(4) if counts[e] < 2 and e != base[0, 4])
     mask = jnp.zeros(34, bool).at[4].set(True)
     identity = RoutingEdit.identity(gate)
-    edit = layers(34, RoutingEdit.make(gate, tokens=mask, force=[free]))
-    out = run(tight, edit_encoder=edit, edit_decoder=layers(28, identity, identity))
+    edit = layers(gate, 34, RoutingEdit.make(gate, tokens=mask, force=[free]))
+    out = run(tight, edit_encoder=edit, edit_decoder=layers(gate, 28, identity, identity))
     found = out.encoder_routing.expert[:, :, 0, 0]
     np.testing.assert_array_equal(found[1], base[1])
     np.testing.assert_array_equal(found[0, :4], base[0, :4])
@@ -264,13 +267,14 @@ def test_an_edit_of_one_token(tight):
 
 
 def test_edits_of_the_wrong_shape(tight, tmp_path):
-    identity = RoutingEdit.identity(tight.config.gate)
+    gate = tight.config.gate
+    identity = RoutingEdit.identity(gate)
     with pytest.raises(ValueError, match=r"edit_encoder.tokens has shape .* of the 1 layers"):
         run(tight, edit_encoder=identity)
     with pytest.raises(ValueError, match=r"edit_decoder.tokens has shape .* of the 2 layers"):
-        run(tight, edit_decoder=layers(28, identity))
+        run(tight, edit_decoder=layers(gate, 28, identity))
     with pytest.raises(ValueError, match="edit_decoder given, but that stack has no layer"):
-        run(one_for_all(tmp_path), edit_decoder=layers(28, identity))
+        run(one_for_all(tmp_path), edit_decoder=layers(gate, 28, identity))
 
 
 def test_jitter_needs_a_key_or_eval(tmp_path):

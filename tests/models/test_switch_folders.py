@@ -208,7 +208,7 @@ def check_edits(model, prompts, made):
     identity = RoutingEdit.identity(gate, num_tokens=3)
     gone = int(made[1].encoder_routing.expert[0, 0, 0])
     only = jnp.asarray([False, True, False])
-    cut = RoutingEdit.make(gate, suppress=[gone], tokens=only).scoped(3)
+    cut = RoutingEdit.make(gate, suppress=[gone], tokens=only).scoped(gate, 3)
     encoder = jax.tree.map(lambda a: a[None], cut)
     none = jax.tree.map(lambda *a: jnp.stack(a), identity, identity)
     edits = {"edit_encoder": encoder, "edit_decoder": none}
@@ -217,7 +217,7 @@ def check_edits(model, prompts, made):
     for row in (0, 2):
         check_the_same(found[row], made[row])
     gone = int(made[1].decoder_routing.expert[0, 0, 0])
-    cut = RoutingEdit.make(gate, suppress=[gone], tokens=only).scoped(3)
+    cut = RoutingEdit.make(gate, suppress=[gone], tokens=only).scoped(gate, 3)
     edits = {
         "edit_encoder": jax.tree.map(lambda a: a[None], identity),
         "edit_decoder": jax.tree.map(lambda *a: jnp.stack(a), cut, identity),
