@@ -53,7 +53,7 @@ sanitize: $(VENV)/.test ## the C kernels under the sanitizers at length, with ea
 lint: $(VENV)/.lint ## ruff, clang-format, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror kernels/moe_kernels/c_cpu/*.[ch] tests/kernels/harness/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror kernels/moe_kernels/c_cpu/*.[ch] kernels/moe_kernels/c_cpu/amx/*.[ch] tests/kernels/harness/*.[ch]
 	$(BIN)/mypy
 	PYTHONPATH=.:kernels $(BIN)/lint-imports
 

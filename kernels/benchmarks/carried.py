@@ -39,5 +39,5 @@ def require_gpu(script: str, backend: str | None, dtype: str) -> None:
         )
     if jax.default_backend() != "gpu":
         tables.fail(f"{script} needs a GPU; JAX has only {jax.default_backend()} here")
-    if (found := moe_kernels.choose(backend, dtype)) != "triton_gpu":
+    if (found := moe_kernels.resolve_backend(backend, dtype)) != "triton_gpu":
         tables.fail(f"{script} is for triton_gpu, but {dtype} on this GPU would run by {found}")

@@ -57,7 +57,7 @@ def load() -> loads.Load:
 def shapes_and_load() -> tuple[tuple[loads.Shape, ...], loads.Load]:
     """What the flags name; a mistake in them ends the program with one line and exit code 2."""
     try:
-        moe_kernels.choose(BACKEND.value)
+        moe_kernels.resolve_backend(BACKEND.value)
         return loads.parse(SHAPES.value), load()
     except ValueError as error:
         tables.fail(error)

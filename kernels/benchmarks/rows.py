@@ -106,7 +106,7 @@ def _row(
         "what": what,
         "dtype": settings.dtype,
         "load": settings.load.kind,
-        "backend": moe_kernels.choose(settings.backend, settings.dtype),
+        "backend": moe_kernels.resolve_backend(settings.backend, settings.dtype),
         "dense_ms": plain.wall,
         "moe_ffn_ms": ours.wall,
         "ratio": ours.wall / plain.wall,

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import layer
+from moe_kernels import vjp
 from moe_kernels.arguments import Experts, check, check_fixed
-from moe_kernels.backends import choose
+from moe_kernels.backends import resolve_backend
 from moe_kernels.explicit_mesh import per_device, place_of
-from moe_kernels.manual_axes import unify
 from moe_kernels.precision import resolve
+from moe_kernels.varying import match_axes
 
 
 def moe_ffn(
@@ -58,8 +58,8 @@ def moe_ffn(
         is traced. On CPU float32 is float32 whatever is asked.
       backend: "reference" (every expert sees every token; the oracle), "xla" (grouped blocks, plain
         XLA, its own backward), "c_cpu" (C kernels, float32), "triton_gpu", "pallas_tpu", or None:
-        the fastest that exists for the platform (`choose(None)` says which). A named backend never
-        falls back to another.
+        the fastest that exists for the platform (`resolve_backend(None)` says which). A named
+        backend never falls back to another.
 
     Where tokens are sharded over Explicit axes of a mesh (those of `jax.make_mesh`), each device
     works on its own by `jax.shard_map`; what else is sharded, parameters too, is gathered first,
@@ -81,9 +81,9 @@ def moe_ffn(
         x, expert, weight, Experts(w_in, w_out, w_gate, b_in, b_gate, b_out), activation
     )
     if backend is not None:
-        choose(backend)
+        resolve_backend(backend)
     check_fixed(backend, x, expert, *jax.tree.leaves(experts))
-    options = layer.Options(activation, backend, recompute, resolve(precision))
+    options = vjp.Options(activation, backend, recompute, resolve(precision))
     tokens = x, expert, weight
     if place := place_of(tokens, experts):
         return per_device(_own, place, tokens, experts, options=options)[0]
@@ -91,8 +91,8 @@ def moe_ffn(
 
 
 def _own(
-    tokens: tuple[Array, Array, Array], experts: Experts, options: layer.Options
+    tokens: tuple[Array, Array, Array], experts: Experts, options: vjp.Options
 ) -> tuple[Array]:
     """The layer on one device, of arguments that are already checked."""
-    args: Any = unify((*tokens, experts))
-    return (layer.moe_ffn(*args, options=options),)
+    args: Any = match_axes((*tokens, experts))
+    return (vjp.moe_ffn(*args, options=options),)

@@ -1,4 +1,4 @@
-"""Which backend runs: the one that is named, or the one for the platform that a program is for."""
+"""Backend selection: by name, or by the platform that a program is lowered for."""
 
 import functools
 import importlib
@@ -36,7 +36,7 @@ LACKS = {
 """Backend -> dtypes that its hardware, its compiler or its kernels do not have."""
 
 
-def choose(backend: str | None, dtype: str = "float32") -> str:
+def resolve_backend(backend: str | None, dtype: str = "float32") -> str:
     """The name of the backend that arrays of that dtype will use on this machine's default device.
 
     Raises:
@@ -116,7 +116,7 @@ def _present() -> dict[str, str]:
 
 
 def _unasked(backend: str) -> bool:
-    """Whether programs of this machine may pick the backend without being told to."""
+    """Whether this backend may be selected by default on this machine."""
     if backend == "c_cpu":
         # Its kernels are compiled here at the first use: in vain where programs are for a GPU.
         return _platform() == "cpu" and not _warned(missing(backend))

@@ -11,5 +11,5 @@ EXPORT_CHECKS_OFF = tuple(
 )
 """For `jax.export.export(f, disabled_checks=EXPORT_CHECKS_OFF)`. JAX promises for none of these
 calls that a later version will run them. A program for CPU with calls of "c_cpu" runs in processes
-that have loaded its kernels, by `moe_kernels.choose("c_cpu")`; one of "xla" runs anywhere.
+that have loaded its kernels, by `moe_kernels.resolve_backend("c_cpu")`; one of "xla" runs anywhere.
 """

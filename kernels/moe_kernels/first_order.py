@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from moe_kernels.manual_axes import unify
+from moe_kernels.varying import match_axes
 
 
 def reverse_only(
@@ -73,7 +73,7 @@ def _no_derivatives(function: Callable[..., Any], why: str) -> Callable[..., Any
     def refused(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out = guarded(*primals)
         floats = [t for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0]
-        seed = sum(jnp.sum(t, dtype=jnp.float32) for t in unify(floats))
+        seed = sum(jnp.sum(t, dtype=jnp.float32) for t in match_axes(floats))
         return out, jax.tree.map(partial(_tangent, _second_order.bind(seed, why=why)), out)
 
     return guarded
@@ -83,7 +83,7 @@ def _tangent(seed: Array, out: Array) -> Any:
     """A tangent of `out`'s type that depends on the seed."""
     if not _has_derivative(out):
         return np.zeros(out.shape, jax.dtypes.float0)
-    zeros, seed = unify((jnp.zeros_like(out), seed))
+    zeros, seed = match_axes((jnp.zeros_like(out), seed))
     return zeros + seed.astype(out.dtype)
 
 

@@ -17,9 +17,9 @@ from moe_kernels import backends
 from moe_kernels.arguments import check_floats, check_shape, wide
 from moe_kernels.explicit_mesh import per_device, place_of, refuse_sharded
 from moe_kernels.first_order import reverse_only
-from moe_kernels.manual_axes import unify
 from moe_kernels.plan import Plan, below
 from moe_kernels.precision import resolve
+from moe_kernels.varying import match_axes
 
 
 class How(NamedTuple):
@@ -135,7 +135,7 @@ def combine(
     how, weight = _how(backend), weight.astype(wide(y.dtype))
     if weight.size == 0 or y.shape[1] == 0:
         return jnp.zeros((weight.shape[0], y.shape[1]), y.dtype)
-    return _call(COMBINE, how, *unify((y, weight, plan)))
+    return _call(COMBINE, how, *match_axes((y, weight, plan)))
 
 
 def segment_pool(
@@ -172,7 +172,7 @@ def segment_pool(
     how, weight = _how(backend), weight.astype(wide(x.dtype))
     if weight.size == 0 or x.shape[1] == 0:
         return jnp.zeros((plan.offset.size - 1, x.shape[1]), x.dtype)
-    return _call(POOL, how, *unify((x, weight, plan)))
+    return _call(POOL, how, *match_axes((x, weight, plan)))
 
 
 def topk_route(
@@ -243,7 +243,7 @@ def _topk_route(logits: Array, how: Choice, renormalise: bool) -> tuple[Array, A
 
 
 def _how(backend: str | None) -> How:
-    return How(None if backend is None else backends.choose(backend), resolve(None))
+    return How(None if backend is None else backends.resolve_backend(backend), resolve(None))
 
 
 def _call(operation: Operation, how: How | Choice, *args: Any) -> Any:
@@ -309,7 +309,7 @@ def _grouped(
     how = _how(backend)
     if (plan.slot.size if plan else x.shape[0]) == 0:
         return jnp.zeros((0, f), x.dtype)
-    return _call(MATMUL, how, *unify((x, w, bias, offset, plan)))
+    return _call(MATMUL, how, *match_axes((x, w, bias, offset, plan)))
 
 
 def _matmul(
@@ -417,6 +417,6 @@ TOPK = Operation(_topk, _topk_bwd, made=lambda out: out[:2])
 
 
 def _owned(values: Array, offset: Array) -> Array:
-    """Zeros in place of the rows that belong to nobody, whatever they hold."""
+    """Zeros in place of the unused rows, whatever they hold."""
     own = jnp.arange(values.shape[0]) < offset[-1]
     return jnp.where(own.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)

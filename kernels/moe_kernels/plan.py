@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from moe_kernels.explicit_mesh import refuse_sharded
-from moe_kernels.manual_axes import unify
+from moe_kernels.varying import match_axes
 
 PADDING = 512
 """Rows that arrays of pre-activations have beyond those of their plan: room for a whole block."""
@@ -61,7 +61,7 @@ def make_plan(expert_tk: Int[Array, "t k"], num_experts: int) -> Plan:
     boundaries = jnp.arange(num_experts + 1, dtype=jnp.int32)
     offset = below(expert_s[slot_s], boundaries)
     # All of the same type, so that a backend's own plan can stand in its place.
-    return unify(Plan(slot_s, row_s, slot_s // k, offset))
+    return match_axes(Plan(slot_s, row_s, slot_s // k, offset))
 
 
 def make_tiles(offset: Int[Array, " boundaries"], num_rows: int, block: int) -> Tiles:

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_kernels.activations import ACTIVATIONS
 from moe_kernels.arguments import Experts
-from moe_kernels.manual_axes import unify
 from moe_kernels.plan import make_plan as make_plan
+from moe_kernels.varying import match_axes
 
 
 @partial(jax.jit, static_argnames="activation")
@@ -41,7 +41,7 @@ def moe_ffn(
         scale_t = jnp.sum(jnp.where(hit_tk, weight_tk, 0), axis=1, dtype=wide)
         return y_td + scale_t[:, None] * expert_ffn(own_x_td, own, activation), None
 
-    y_td, _ = unify((jnp.zeros(x_td.shape, wide), x_td))
+    y_td, _ = match_axes((jnp.zeros(x_td.shape, wide), x_td))
     num_experts = experts.w_in.shape[0]
     y_td, _ = lax.scan(add_one, y_td, (jnp.arange(num_experts), experts))
     return y_td.astype(x_td.dtype)
@@ -74,7 +74,7 @@ def grouped_matmul(
     w2: Array | None = None,
     transposed: bool = False,
 ) -> Array:
-    """`primitives.GroupedMatmul`: every row with every expert's matrix, then a mask."""
+    """`protocols.GroupedMatmul`: every row with every expert's matrix, then a mask."""
     owner_se = owners(offset, x.shape[0] if index is None else index.size)
 
     def one(x: Array, w: Array) -> Array:
@@ -100,7 +100,7 @@ def weight_grad(
     x_index: Array | None = None,
     dy_index: Array | None = None,
 ) -> Array:
-    """`primitives.WeightGrad`: every expert sees every row, a mask keeps its own."""
+    """`protocols.WeightGrad`: every expert sees every row, a mask keeps its own."""
     left, right = _rows(x, x_index), _rows(dy, dy_index)
     owner_se = owners(offset, left.shape[0])[:, :, None]
     parts = (jnp.where(owner_se, rows[:, None, :], 0) for rows in (left, right))
@@ -110,7 +110,7 @@ def weight_grad(
 def segment_pool(
     x: Array, offset: Array, *, index: Array | None = None, weight_s: Array | None = None
 ) -> Array:
-    """`primitives.SegmentPool`: every expert sees every row, a mask keeps its own."""
+    """`protocols.SegmentPool`: every expert sees every row, a mask keeps its own."""
     rows = _rows(x, index).astype(_wide(x))
     owner_se = owners(offset, rows.shape[0])
     if weight_s is not None:
@@ -121,7 +121,7 @@ def segment_pool(
 
 
 def combine(y_sd: Array, row_tk: Array, kept: Array, weight_tk: Array | None) -> Array:
-    """`primitives.Combine`: all k rows at once."""
+    """`protocols.Combine`: all k rows at once."""
     kept_tk = row_tk < kept
     y_tkd = jnp.where(kept_tk[:, :, None], y_sd[row_tk], 0).astype(_wide(y_sd))
     if weight_tk is not None:
@@ -130,7 +130,7 @@ def combine(y_sd: Array, row_tk: Array, kept: Array, weight_tk: Array | None) ->
 
 
 def topk_route(logits_te: Array, k: int, *, scores: str) -> tuple[Array, Array, Array]:
-    """`primitives.TopkRoute`: a whole stable sort, and counts from one-hot choices."""
+    """`protocols.TopkRoute`: a whole stable sort, and counts from one-hot choices."""
     logits_te = logits_te.astype(jnp.float32)
     score_te = jax.nn.softmax(logits_te) if scores == "softmax" else jax.nn.sigmoid(logits_te)
     order_te = lax.stop_gradient(jnp.where(jnp.isnan(logits_te), jnp.inf, -logits_te))

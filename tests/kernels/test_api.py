@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import moe_kernels
 import pytest
 from moe_ffn_cases import problem
-from moe_kernels import BACKENDS, choose
+from moe_kernels import BACKENDS, resolve_backend
 from moe_kernels.backends import missing
 
 # Without the annotations' own checks, which tests turn on and users don't have.
@@ -69,16 +69,16 @@ def test_bad_input_under_jit_is_found_while_tracing():
 
 
 def test_none_picks_one_for_the_cpu_and_a_name_picks_itself():
-    assert choose(None) in ("c_cpu", "xla")  # tests run on CPU
-    assert choose(None, "bfloat16") == "xla"
+    assert resolve_backend(None) in ("c_cpu", "xla")  # tests run on CPU
+    assert resolve_backend(None, "bfloat16") == "xla"
     for name in BACKENDS:
         if missing(name):
             with pytest.raises(
                 ValueError, match=f"^backend='{name}' cannot be used here: the pack"
             ):
-                choose(name)
+                resolve_backend(name)
         else:
-            assert choose(name) == name
+            assert resolve_backend(name) == name
     shape = jax.eval_shape(lambda: moe_ffn(**arguments()))
     assert shape.shape == (4, 6)
 

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from moe_kernels import choose
+from moe_kernels import resolve_backend
 from moe_kernels.c_cpu import building, library
 
 COMPUTE = """
 import jax.numpy as jnp
-from moe_kernels import choose, moe_ffn
+from moe_kernels import moe_ffn, resolve_backend
 one = jnp.ones((1, 1, 1))
 y = moe_ffn(jnp.ones((2, 1)), jnp.zeros((2, 1), int), jnp.ones((2, 1)), one, one, activation="relu")
-print(choose(None), choose(None), float(y.sum()))
+print(resolve_backend(None), resolve_backend(None), float(y.sum()))
 """
 
 
@@ -31,7 +31,7 @@ def script(path: Path, text: str) -> str:
 
 
 def test_a_machine_with_a_compiler_uses_them_unasked():
-    assert choose(None) == "c_cpu"
+    assert resolve_backend(None) == "c_cpu"
 
 
 def test_a_folder_that_cannot_be_used_costs_a_compilation_and_one_warning():
@@ -64,7 +64,7 @@ def test_without_a_compiler_the_layer_runs_by_xla_and_one_warning_says_why(kind,
 def test_a_named_backend_without_a_compiler_is_an_error_that_says_why(monkeypatch):
     monkeypatch.setattr(library, "_outcome", lambda: ("no C compiler was found", None))
     with pytest.raises(ValueError, match="backend='c_cpu' cannot be used here: no C compiler was"):
-        choose("c_cpu")
+        resolve_backend("c_cpu")
 
 
 def test_where_there_are_no_posix_modules(monkeypatch):

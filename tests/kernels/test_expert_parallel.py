@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
-from moe_kernels import exchange as transport
 from moe_kernels import moe_ffn, moe_ffn_expert_parallel
+from moe_kernels.expert_parallel import exchange as transport
 
 AXES = ("data", "expert")
 T, K, E, D, F = 64, 3, 8, 6, 10

@@ -29,7 +29,7 @@ def test_c_kernels_run_in_another_process(tmp_path):
         import jax, moe_kernels, numpy as np, sys
         from jax import export
         from pathlib import Path
-        moe_kernels.choose("c_cpu")
+        moe_kernels.resolve_backend("c_cpu")
         call = export.deserialize(bytearray(Path(sys.argv[1], "layer").read_bytes())).call
         arrays = np.load(Path(sys.argv[1], "arrays.npz"))
         y, pull = jax.vjp(call, arrays["x"])

@@ -90,7 +90,7 @@ def test_an_unfit_pair_is_missing_and_named(site, monkeypatch, triton, jax_trito
     assert f"jax-triton {jax_triton}, triton {triton}, jax {jax} do not fit; {NEEDED}; " in reason
     assert "AssertionError" not in reason
     with pytest.raises(ValueError, match="backend='triton_gpu' cannot be used here: the packages"):
-        backends.choose("triton_gpu")
+        backends.resolve_backend("triton_gpu")
 
 
 def test_a_build_of_triton_of_another_name_is_found(site, monkeypatch):
@@ -134,19 +134,19 @@ PROGRAM = """
 import sys, types, warnings
 import jax, jax.numpy as jnp
 jax.__version__ = "0.12.0"
-from moe_kernels import choose, moe_ffn
+from moe_kernels import moe_ffn, resolve_backend
 args = (jnp.ones((4, 2)), jnp.zeros((4, 1), int), jnp.ones((4, 1)), jnp.ones((2, 2, 3)), jnp.ones((2, 3, 2)))
 with warnings.catch_warnings():
     warnings.simplefilter("error")
     assert float(jax.jit(moe_ffn)(*args)[0, 0]) > 0
 try:
-    choose("triton_gpu")
+    resolve_backend("triton_gpu")
 except ValueError as error:
     print(error)
 jax.default_backend = lambda: "gpu"
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
-    print([choose(None), choose(None, "bfloat16")])
+    print([resolve_backend(None), resolve_backend(None, "bfloat16")])
     jax.make_jaxpr(moe_ffn)(*args)
 print(*(f"{w.category.__name__}: {w.message}" for w in found), sep="\\n")
 """
@@ -190,5 +190,5 @@ def test_amd_is_not_picked(monkeypatch):
         monkeypatch.setattr(
             backends.jax, "devices", lambda client=client: [SimpleNamespace(client=client)]
         )
-        assert backends.choose(None) == want
+        assert backends.resolve_backend(None) == want
     assert "rocm" not in backends.RUNS_ON["triton_gpu"]

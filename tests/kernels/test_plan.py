@@ -19,7 +19,7 @@ plan_of = jax.jit(make_plan, static_argnames="num_experts")
 
 @partial(jax.jit, static_argnames=("backend", "num_experts"))
 def backend_plan(backend, expert, num_experts):
-    backends.choose(backend)
+    backends.resolve_backend(backend)
     return backends.run(backend, "make_plan", {"expert_tk": expert}, num_experts=num_experts)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from moe_kernels.manual_axes import unify
+from moe_kernels.varying import match_axes
 
 
 def call(
@@ -19,11 +19,11 @@ def call(
     **attribute: Any,
 ) -> Sequence[Array]:
     """Results of these shapes and one dtype; what is None, on either side, is an empty array."""
-    given = unify([jnp.zeros((0,), jnp.float32) if a is None else _narrow(a) for a in arrays])
+    given = match_axes([jnp.zeros((0,), jnp.float32) if a is None else _narrow(a) for a in arrays])
     types = [jax.ShapeDtypeStruct(shape or (0,), dtype) for shape in results]
     found = jax.ffi.ffi_call(kernel, types, input_output_aliases=aliases)(*given, **attribute)
     # A call of a foreign function knows nothing of values that differ over a shard_map's devices.
-    return unify((given, found))[1]
+    return match_axes((given, found))[1]
 
 
 def _narrow(array: Array) -> Array:

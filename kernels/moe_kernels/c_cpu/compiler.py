@@ -72,7 +72,7 @@ def key(command: tuple[str, ...]) -> str:
     digest = hashlib.sha256(_run((*command, "--version"), command).encode())
     for part in (*command, *_flags(), jax.lib.__version__, _processor()):
         digest.update(part.encode() + b"\0")
-    for source in sorted(SOURCES.glob("*.[ch]")):
+    for source in sorted(SOURCES.rglob("*.[ch]")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 

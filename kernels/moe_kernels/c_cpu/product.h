@@ -4,7 +4,7 @@
 #ifndef MOE_PRODUCT_H
 #define MOE_PRODUCT_H
 
-#include "amx_products.h"
+#include "amx/products.h"
 #include "few_rows.h"
 #include "tile.h"
 

@@ -1,4 +1,4 @@
-"""The four kernels of `primitives` that are products, as calls of the compiled ones."""
+"""The four kernels of `protocols` that are products, as calls of the compiled ones."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ def up(
     activation: str,
     keep: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    """`primitives.Up`: gather, both products and the activation in one pass."""
+    """`protocols.Up`: gather, both products and the activation in one pass."""
     own = Experts(w_in, jnp.zeros((0,)), w_gate, b_in, b_gate)
     _, a_sf, h_in_sf, h_gate_sf = _forward(x_td, token_s, offset, own, activation, keep, False)
     return a_sf, h_in_sf, h_gate_sf
@@ -55,7 +55,7 @@ def grouped_matmul(
     w2: Float[Array, "e a b"] | None = None,
     transposed: bool = False,
 ) -> Float[Array, "s n_out"]:
-    """`primitives.GroupedMatmul`: gather, up to two products and the bias in one pass."""
+    """`protocols.GroupedMatmul`: gather, up to two products and the bias in one pass."""
     num_rows = x.shape[0] if index is None else index.size
     (y,) = call(
         "moe_grouped_matmul",
@@ -77,7 +77,7 @@ def hidden_grad(
     *,
     activation: str,
 ) -> tuple[Array, Array | None, Array, Array]:
-    """`primitives.HiddenGrad`: gather, product and the activation's derivatives in one pass."""
+    """`protocols.HiddenGrad`: gather, product and the activation's derivatives in one pass."""
     rows = (token_s.size, w_out.shape[1])
     dh_in_sf, dh_gate_sf, wa_sf, dweight_s = call(
         "moe_hidden_grad",
@@ -98,7 +98,7 @@ def weight_grad(
     x_index: Int[Array, " s"] | None = None,
     dy_index: Int[Array, " s"] | None = None,
 ) -> Float[Array, "e n_in n_out"]:
-    """`primitives.WeightGrad`."""
+    """`protocols.WeightGrad`."""
     (dw,) = call(
         "moe_weight_grad",
         (x, x_index, dy, dy_index, offset),

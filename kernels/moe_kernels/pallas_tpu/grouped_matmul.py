@@ -10,9 +10,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_kernels.manual_axes import struct, unify
 from moe_kernels.pallas_tpu.tiles import matmul_tile
 from moe_kernels.pallas_tpu.visits import make_visits
+from moe_kernels.varying import match_axes, struct
 
 Epilogue = Callable[..., Sequence[Array]]
 """epilogue(products, biases, row_blocks): the blocks to write, float32 in, any dtype out."""
@@ -29,7 +29,7 @@ def grouped_matmul(
     w2: Float[Array, "e a b"] | None = None,
     transposed: bool = False,
 ) -> Float[Array, "s n_out"]:
-    """`primitives.GroupedMatmul`: rows are gathered by XLA, then one kernel."""
+    """`protocols.GroupedMatmul`: rows are gathered by XLA, then one kernel."""
 
     def sum_up(products: Sequence[Array], biases: Sequence[Array], blocks: Any) -> list[Array]:
         return [sum([*products, *biases][1:], products[0])]
@@ -66,7 +66,7 @@ def tiled(
       row_sum: the last output is one column for each column tile, [columns, s, 1].
 
     Returns:
-      The outputs; rows of nobody hold anything.
+      The outputs; unused rows hold anything.
     """
     x, w = pairs[0]
     (s, k), n = x.shape, w.shape[1 if transposed else 2]
@@ -106,7 +106,7 @@ def tiled(
         *(b[:, None, :] for b in biases),
         *row_blocks,
     ]
-    visits, arrays = unify((visits, arrays))
+    visits, arrays = match_axes((visits, arrays))
     shapes = [struct((s, n), d, arrays[0]) for d in dtypes]
     out_specs = [pl.BlockSpec((height, width), block) for _ in dtypes]
     if row_sum:

@@ -25,7 +25,7 @@ def up(
     activation: str,
     keep: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    """`primitives.Up`: rows are gathered by XLA, then one kernel."""
+    """`protocols.Up`: rows are gathered by XLA, then one kernel."""
     glu, has_in, has_gate = w_gate is not None, b_in is not None, b_gate is not None
 
     def epilogue(products: Sequence[Array], biases: Sequence[Array], _: Any) -> list[Array]:
@@ -56,7 +56,7 @@ def hidden_grad(
     *,
     activation: str,
 ) -> tuple[Array, Array | None, Array, Array]:
-    """`primitives.HiddenGrad`: rows are gathered by XLA, then one kernel."""
+    """`protocols.HiddenGrad`: rows are gathered by XLA, then one kernel."""
     f = w_out.shape[1]
 
     def hidden(h_in: Array, *h_gate: Array) -> Array:

@@ -29,7 +29,7 @@ def make_visits(
 
     Args:
       offset: expert e owns rows offset[e]:offset[e+1].
-      num_rows: all rows, those of nobody included.
+      num_rows: all rows, unused ones included.
       height: rows of a tile.
       empty: whether experts without rows have a visit too (without rows).
     """

@@ -9,10 +9,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_kernels.manual_axes import struct, unify
 from moe_kernels.pallas_tpu.grouped_matmul import precision
 from moe_kernels.pallas_tpu.tiles import weight_grad_tile
 from moe_kernels.pallas_tpu.visits import make_visits
+from moe_kernels.varying import match_axes, struct
 
 
 def weight_grad(
@@ -23,13 +23,13 @@ def weight_grad(
     x_index: Int[Array, " s"] | None = None,
     dy_index: Int[Array, " s"] | None = None,
 ) -> Float[Array, "e n_in n_out"]:
-    """`primitives.WeightGrad`: rows are gathered by XLA, then one kernel."""
+    """`protocols.WeightGrad`: rows are gathered by XLA, then one kernel."""
     x = x if x_index is None else x[x_index]
     dy = dy if dy_index is None else dy[dy_index]
     (s, k), n, e = x.shape, dy.shape[1], offset.size - 1
     height, k_tile, n_tile = weight_grad_tile(s, k, n)
     visits = make_visits(offset, s, height, empty=True)
-    visits, x, dy = unify((visits, x, dy))
+    visits, x, dy = match_axes((visits, x, dy))
     return pl.pallas_call(
         partial(_kernel, height),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -56,7 +56,7 @@ def segment_pool(
     index: Int[Array, " s"] | None = None,
     weight_s: Float[Array, " s"] | None = None,
 ) -> Float[Array, "e d"]:
-    """`primitives.SegmentPool`: the weights, one column, contracted with the rows."""
+    """`protocols.SegmentPool`: the weights, one column, contracted with the rows."""
     s = x.shape[0] if index is None else index.size
     weight = jnp.ones((s,), x.dtype) if weight_s is None else weight_s
     # In float32, for the weights have more digits than rows of half precision.

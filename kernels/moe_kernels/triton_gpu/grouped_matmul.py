@@ -25,7 +25,7 @@ def grouped_matmul(
     transposed: bool = False,
     tile: Tile | None = None,
 ) -> Float[Array, "s n_out"]:
-    """`primitives.GroupedMatmul`; `tile` replaces the tile sizes that would be chosen."""
+    """`protocols.GroupedMatmul`; `tile` replaces the tile sizes that would be chosen."""
     k, n = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     s = x.shape[0] if index is None else index.size
     name = "grouped_matmul_transposed" if transposed else "grouped_matmul"

@@ -27,7 +27,7 @@ def hidden_grad(
     activation: str,
     tile: Tile | None = None,
 ) -> tuple[Array, Array | None, Array, Array]:
-    """`primitives.HiddenGrad`; `tile` replaces the tile sizes that would be chosen."""
+    """`protocols.HiddenGrad`; `tile` replaces the tile sizes that would be chosen."""
     (e, f, d), s, glu = w_out.shape, token_s.size, h_gate_sf is not None
     tile = tile or choose("hidden_grad", s, e, f, d, dy_td.dtype)
     tiles = make_tiles(offset, s, tile.block_m)
@@ -118,5 +118,5 @@ def _hidden_grad(
         dh_in = weight * da * slope(h_in, ACTIVATION)
     tl.store(dh_in_ptr + at, dh_in.to(dh_in_ptr.dtype.element_ty), mask=ok)
     tl.store(wa_ptr + at, (weight * a).to(wa_ptr.dtype.element_ty), mask=ok)
-    # Rows and columns of nobody are 0 in da and in h, so they add nothing.
+    # Unused rows and columns are 0 in da and in h, so they add nothing.
     tl.store(part_ptr + part.to(tl.int64) * num_rows + row, tl.sum(da * a, axis=1), mask=row_ok)

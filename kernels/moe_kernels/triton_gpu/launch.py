@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from moe_kernels.manual_axes import unify
 from moe_kernels.triton_gpu.tiles import Tile, capability
+from moe_kernels.varying import match_axes
 
 
 def launch(
@@ -37,7 +37,7 @@ def launch(
         of them: what depends on the number of tokens.
     """
     if grid == 0:  # CUDA refuses such a launch
-        return unify((list(inputs), [jnp.zeros(o.shape, o.dtype) for o in outputs]))[1]
+        return match_axes((list(inputs), [jnp.zeros(o.shape, o.dtype) for o in outputs]))[1]
     found = load().triton_call(
         *inputs,
         kernel=kernel,
@@ -53,7 +53,7 @@ def launch(
         **blocks(kernel, tile),
     )
     # jax_triton does not know of values that differ over the devices of a shard_map.
-    return unify((list(inputs), found))[1]
+    return match_axes((list(inputs), found))[1]
 
 
 def blocks(kernel: Any, tile: Tile) -> dict[str, int]:

@@ -16,7 +16,7 @@ def combine(
     kept: Int[Array, ""],
     weight_tk: Float[Array, "t k"] | None,
 ) -> Float[Array, "t d"]:
-    """`primitives.Combine`: one program for each token and up to 1,024 columns."""
+    """`protocols.Combine`: one program for each token and up to 1,024 columns."""
     (t, k), d = row_tk.shape, y_sd.shape[1]
     tile = row_tile(d)
     columns = columns_of(d, tile)
@@ -38,7 +38,7 @@ def segment_pool(
     index: Int[Array, " s"] | None = None,
     weight_s: Float[Array, " s"] | None = None,
 ) -> Float[Array, "e d"]:
-    """`primitives.SegmentPool`: one program for each expert and up to 128 columns."""
+    """`protocols.SegmentPool`: one program for each expert and up to 128 columns."""
     e, d = offset.size - 1, x.shape[1]
     tile = row_tile(d)
     tile = tile._replace(block_n=min(tile.block_n, 128))

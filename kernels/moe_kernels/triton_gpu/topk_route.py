@@ -13,7 +13,7 @@ from moe_kernels.triton_gpu.tiles import topk_tile
 def topk_route(
     logits_te: Float[Array, "t e"], k: int, *, scores: str
 ) -> tuple[Int[Array, "t k"], Float[Array, "t k"], Int[Array, " e"]]:
-    """`primitives.TopkRoute`: each program counts its own tokens, then the counts are added.
+    """`protocols.TopkRoute`: each program counts its own tokens, then the counts are added.
 
     A NaN ranks last, as -inf does, the lower id first, so ids are always in the range; all of NaN
     give the ids 0 to k - 1. Its own score is NaN, and with softmax every score of its token.

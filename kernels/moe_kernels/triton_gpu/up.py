@@ -27,7 +27,7 @@ def up(
     keep: bool,
     tile: Tile | None = None,
 ) -> tuple[Array, Array | None, Array | None]:
-    """`primitives.Up`; `tile` replaces the tile sizes that would be chosen."""
+    """`protocols.Up`; `tile` replaces the tile sizes that would be chosen."""
     (e, d, f), s, glu = w_in.shape, token_s.size, w_gate is not None
     tile = tile or choose("up_glu" if glu else "up", s, e, f, d, x_td.dtype)
     tiles = make_tiles(offset, s, tile.block_m)

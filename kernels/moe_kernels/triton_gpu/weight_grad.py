@@ -20,7 +20,7 @@ def weight_grad(
     dy_index: Int[Array, " s"] | None = None,
     tile: Tile | None = None,
 ) -> Float[Array, "e n_in n_out"]:
-    """`primitives.WeightGrad`; `tile` replaces the tile sizes that would be chosen."""
+    """`protocols.WeightGrad`; `tile` replaces the tile sizes that would be chosen."""
     e, k, n = offset.size - 1, x.shape[1], dy.shape[1]
     rows = dy.shape[0] if dy_index is None else dy_index.size
     tile = tile or choose("weight_grad", rows, e, n, k, x.dtype)

@@ -1,4 +1,4 @@
-"""The backend "xla": plain XLA, made for CPU, right anywhere."""
+"""The backend "xla": plain XLA; tuned for CPU, correct on every platform."""
 
 from moe_kernels.plan import make_plan as make_plan
 from moe_kernels.xla.layer import backward as backward

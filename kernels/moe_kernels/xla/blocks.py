@@ -56,7 +56,7 @@ def run_blocks(
     Args:
       work: see `Work`.
       offset: expert e owns rows offset[e]:offset[e+1].
-      num_rows: all rows (s), those of nobody included.
+      num_rows: all rows (s), unused ones included.
       stacks: pytree of arrays with a first axis e, the experts' parameters.
       sizes: see `block_sizes`.
       per_row: pytree of jax.ShapeDtypeStruct, one row of the first part of work's result.

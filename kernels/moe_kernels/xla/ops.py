@@ -1,4 +1,4 @@
-"""Single operations in plain XLA, for arguments checked already: see `primitives` for each."""
+"""Single operations in plain XLA, for arguments checked already: see `protocols` for each."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from moe_kernels.manual_axes import unify
 from moe_kernels.plan import PADDING, below
+from moe_kernels.varying import match_axes
 from moe_kernels.xla.blocks import block_sizes, run_blocks
 from moe_kernels.xla.products import product, wide
 from moe_kernels.xla.slices import block, rows_of
@@ -25,7 +25,7 @@ def grouped_matmul(
     w2: Float[Array, "e a b"] | None = None,
     transposed: bool = False,
 ) -> Float[Array, "s n_out"]:
-    """y[row] = x[row] W[e] + x2[row] W2[e] + bias[e]; rows of nobody hold anything."""
+    """y[row] = x[row] W[e] + x2[row] W2[e] + bias[e]; unused rows hold anything."""
     num_rows = x.shape[0] if index is None else index.size
     read, read2 = _reader(x, index), None if x2 is None else _reader(x2, index)
     axis = 1 if transposed else 0
@@ -103,7 +103,7 @@ def combine(
         return y_td + (values if weight_tk is None else weight_tk[:, j, None] * values)
 
     t, k = row_tk.shape
-    y_td, *_ = unify((jnp.zeros((t, y_sd.shape[1]), sum_dtype), y_sd))
+    y_td, *_ = match_axes((jnp.zeros((t, y_sd.shape[1]), sum_dtype), y_sd))
     return lax.fori_loop(0, k, add, y_td, unroll=min(k, 16)).astype(y_sd.dtype)
 
 

@@ -4,7 +4,7 @@
 #ifndef MOE_AMX_PRODUCTS_H
 #define MOE_AMX_PRODUCTS_H
 
-#include "amx_sums.h"
+#include "sums.h"
 
 #if HAS_AMX
 

@@ -1,41 +1,20 @@
 """`moe_ffn` with the experts spread over the devices of a mesh axis (expert parallelism)."""
 
-from functools import partial
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from moe_kernels import layer
+from moe_kernels import vjp
 from moe_kernels.arguments import Experts, check
-from moe_kernels.backends import choose
-from moe_kernels.exchange import Sizes, agree, collect, fill, loads, make_round, transfer
-from moe_kernels.first_order import reverse_only
-from moe_kernels.manual_axes import unify
-from moe_kernels.plan import Plan, make_plan
+from moe_kernels.backends import resolve_backend
+from moe_kernels.expert_parallel.rounds import ExchangePlan, exchanged
 from moe_kernels.precision import resolve
+from moe_kernels.varying import match_axes
 
 EXCHANGES = ("all_to_all", "ragged_all_to_all", "all_gather")
 SLACK = 1.25
 """Room in the buffers of a round, over what an even load needs."""
-
-ONLY_ONCE = (
-    "moe_ffn_expert_parallel has first derivatives in reverse mode only (jax.grad, jax.vjp); for "
-    "jax.jvp, jax.hessian and other second derivatives use exchange='all_gather' with "
-    "backend='reference', or moe_ffn with backend='reference'"
-)
-
-
-class How(NamedTuple):
-    """What is fixed while tracing."""
-
-    axis_name: str
-    peers: int
-    rows: int  # in the buffer, for each peer
-    ragged: bool
-    options: layer.Options
 
 
 def moe_ffn_expert_parallel(
@@ -118,9 +97,9 @@ def moe_ffn_expert_parallel(
     if rows_per_peer is not None and rows_per_peer < 1:
         raise ValueError(f"rows_per_peer={rows_per_peer} must be at least 1")
     if backend is not None:
-        choose(backend)
-    options = layer.Options(activation, backend, recompute, resolve(precision))
-    x, expert, weight, experts = unify((x, expert, weight, experts))
+        resolve_backend(backend)
+    options = vjp.Options(activation, backend, recompute, resolve(precision))
+    x, expert, weight, experts = match_axes((x, expert, weight, experts))
     if x.shape[0] == 0:
         return x
     if exchange == "all_gather":
@@ -128,9 +107,8 @@ def moe_ffn_expert_parallel(
     slots = expert.size
     even = -(-int(SLACK * slots) // peers)
     rows = min(rows_per_peer or -(-even // 8) * 8, slots)
-    how = How(axis_name, peers, rows, exchange == "ragged_all_to_all", options)
-    passes = [partial(f, how) for f in (_rounds, _rounds_fwd, _rounds_kept, _rounds_bwd)]
-    return reverse_only(ONLY_ONCE, *passes)(x, expert, weight, experts)
+    exchange_plan = ExchangePlan(axis_name, peers, rows, exchange == "ragged_all_to_all", options)
+    return exchanged(exchange_plan, x, expert, weight, experts)
 
 
 def _axis_size(axis_name: str) -> int:
@@ -144,7 +122,7 @@ def _axis_size(axis_name: str) -> int:
 
 
 def _gathered(
-    axis_name: str, options: layer.Options, x: Array, expert: Array, weight: Array, experts: Experts
+    axis_name: str, options: vjp.Options, x: Array, expert: Array, weight: Array, experts: Experts
 ) -> Array:
     """All tokens of the axis through this device's experts, summed over devices."""
     with jax.named_scope("dispatch"):
@@ -152,91 +130,6 @@ def _gathered(
     share = experts.w_in.shape[0]
     local = expert - share * lax.axis_index(axis_name).astype(expert.dtype)
     local = jnp.where((local >= 0) & (local < share), local, share)
-    y = layer.moe_ffn(x, local, weight, experts, options=options)
+    y = vjp.moe_ffn(x, local, weight, experts, options=options)
     with jax.named_scope("combine"):
         return lax.psum_scatter(y, axis_name, scatter_dimension=0, tiled=True)
-
-
-def _round(
-    how: How,
-    plan: Plan,
-    expert: Array,
-    index: Array | int,
-    x: Array,
-    weight: Array,
-    experts: Experts,
-) -> Array:
-    """What the choices of one round contribute to y."""
-    backend = how.options.backend
-    trip = make_round(plan, expert, how.peers, how.rows, index)
-    with jax.named_scope("dispatch"):
-        sizes: Sizes | None = agree(trip.sent, how.axis_name) if how.ragged else None
-        # Few bytes: always whole buffers, so that empty rows arrive as such.
-        ids = transfer(trip.expert, None, how.axis_name)
-        weight_r = weight.reshape(-1).at[trip.slot].get(mode="fill", fill_value=0)
-        weights = transfer(weight_r, None, how.axis_name)
-        rows = transfer(fill(backend, x, trip), sizes, how.axis_name)
-    y = layer.moe_ffn(rows, ids[:, None], weights[:, None], experts, options=how.options)
-    with jax.named_scope("combine"):
-        back = transfer(y, None if sizes is None else sizes.back(), how.axis_name)
-        return collect(backend, back, trip)
-
-
-def _rounds(how: How, x: Array, expert: Array, weight: Array, experts: Experts) -> Array:
-    plan, number = _start(how, expert, experts)
-    y = _round(how, plan, expert, 0, x, weight, experts)
-    return _further(how, number, y, partial(_round, how, plan, expert), x, weight, experts)
-
-
-def _rounds_fwd(
-    how: How, x: Array, expert: Array, weight: Array, experts: Experts
-) -> tuple[Array, Any]:
-    plan, number = _start(how, expert, experts)
-    one = partial(_round, how, plan, expert)
-    y, pull = jax.vjp(partial(one, 0), x, weight, experts)
-    y = _further(how, number, y, one, x, weight, experts)
-    return y, (pull, plan, number)
-
-
-def _rounds_kept(how: How, *args: Any) -> Any:
-    return args
-
-
-def _rounds_bwd(how: How, kept: Any, made: Any, dy: Array) -> tuple[Any, ...]:
-    x, expert, weight, experts = kept
-    pull, plan, number = made
-
-    def one(index: Array, *args: Any) -> Any:
-        return jax.vjp(partial(_round, how, plan, expert, index), *args)[1](dy)
-
-    grads = _further(how, number, pull(dy), one, x, weight, experts)
-    dx, dweight, dexperts = grads
-    return dx, None, dweight, dexperts
-
-
-def _start(how: How, expert: Array, experts: Experts) -> tuple[Plan, Array]:
-    """The plan over all experts, and how many rounds the fullest pair of the axis needs."""
-    plan = make_plan(expert, how.peers * experts.w_in.shape[0])
-    if _one_round(how, expert):
-        return plan, jnp.int32(1)
-    most = jnp.max(loads(plan, how.peers))
-    with jax.named_scope("dispatch"):
-        return plan, lax.pmax(-(-most // how.rows), how.axis_name)
-
-
-def _one_round(how: How, slots: Array) -> bool:
-    """Has the first round room for everything, whatever the load?"""
-    return how.rows >= slots.size
-
-
-def _further(how: How, number: Array, total: Any, one: Any, *args: Any) -> Any:
-    """`total` plus one(index, *args) for rounds 1, 2, ...; args[1] is weight."""
-    if _one_round(how, args[1]):
-        return total
-
-    def body(state: tuple[Array, Any]) -> tuple[Array, Any]:
-        index, total = state
-        return index + 1, jax.tree.map(jnp.add, total, one(index, *args))
-
-    start = unify((jnp.int32(1), number, total))
-    return lax.while_loop(lambda state: state[0] < start[1], body, (start[0], start[2]))[1]

@@ -3,8 +3,8 @@
 #ifndef MOE_AMX_PARTS_H
 #define MOE_AMX_PARTS_H
 
-#include "amx_tiles.h"
-#include "factors.h"
+#include "tiles.h"
+#include "../factors.h"
 
 #if HAS_AMX
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 Tree = TypeVar("Tree")
 
 
-def unify(tree: Tree) -> Tree:
+def match_axes(tree: Tree) -> Tree:
     """Marks every array as varying over all the mesh axes that any of them varies over.
 
     Loops need it: their state keeps one type. The derivative of the mark is the sum over devices,

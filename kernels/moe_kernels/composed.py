@@ -1,4 +1,4 @@
-"""The layer and its backward pass, composed of a backend's raw kernels (`primitives`).
+"""The layer and its backward pass, composed of a backend's raw kernels (`protocols`).
 
 Forward: K1 up (gather, W_in, W_gate, activation), K2 down (W_out), K3 combine. Backward: K4 hidden
 gradients (gather of dy, W_out^T, activation), K5 dW_out, K6 rows of dx, K7 dW_in and dW_gate, K8
@@ -11,11 +11,11 @@ from jaxtyping import Array
 
 from moe_kernels.arguments import Experts
 from moe_kernels.plan import PADDING, Plan, below
-from moe_kernels.primitives import Primitives
+from moe_kernels.protocols import Kernels
 
 
 def forward(
-    kernels: Primitives,
+    kernels: Kernels,
     x_td: Array,
     weight_tk: Array,
     experts: Experts,
@@ -32,7 +32,7 @@ def forward(
 
 
 def backward(
-    kernels: Primitives,
+    kernels: Kernels,
     x_td: Array,
     weight_tk: Array,
     experts: Experts,
@@ -85,14 +85,14 @@ def backward(
 
 
 def _up(
-    kernels: Primitives, x_td: Array, experts: Experts, plan: Plan, activation: str, keep: bool
+    kernels: Kernels, x_td: Array, experts: Experts, plan: Plan, activation: str, keep: bool
 ) -> tuple[Array, Array | None, Array | None]:
     own = (experts.w_in, experts.w_gate, experts.b_in, experts.b_gate)
     return kernels.up(x_td, padded(plan.token), plan.offset, *own, activation=activation, keep=keep)
 
 
 def padded(values_s: Array) -> Array:
-    """With PADDING rows of nobody at the end: all backends keep arrays of the same shape."""
+    """Padded with PADDING unused rows: all backends keep arrays of the same shape."""
     return jnp.pad(values_s, (0, PADDING))
 
 

@@ -4,7 +4,7 @@
 #ifndef MOE_AMX_SUMS_H
 #define MOE_AMX_SUMS_H
 
-#include "amx_beside.h"
+#include "beside.h"
 
 #if HAS_AMX
 

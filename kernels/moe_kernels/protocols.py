@@ -1,8 +1,8 @@
 """The seven raw kernels that a backend for accelerators supplies.
 
-They take arrays and give arrays: no derivatives, no vmap, no checks. `staged` builds the layer and
-its backward pass from them, `ops` the public single operations. Rows are those of a `Plan`: sorted
-by expert, expert e owning rows offset[e]:offset[e+1]. Rows from offset[-1] on belong to nobody: a
+They take arrays and give arrays: no derivatives, no vmap, no checks. `composed` builds the layer
+and its backward pass from them, `ops` the public single operations. Rows are those of a `Plan`:
+sorted by expert, expert e owning rows offset[e]:offset[e+1]. Rows from offset[-1] on are unused: a
 kernel may leave them unwritten, must not let them (or anything that they hold, NaN included) into
 a result, and need not read them. Products of bfloat16 and float16 are summed in float32; results
 have the dtype of the first argument unless it says otherwise.
@@ -88,7 +88,7 @@ class HiddenGrad(Protocol):
     ) -> tuple[Array, Array | None, Array, Array]:
         """With da = dy[token] W_out[e]^T (float32) and a recomputed from the pre-activations:
         dh_in_sf and dh_gate_sf (None without a gate), the derivatives of <weight * da, a> by h_in
-        and h_gate; weight * a, [s, f]; and <da, a>, [s] float32, which is 0 for rows of nobody.
+        and h_gate; weight * a, [s, f]; and <da, a>, [s] float32, which is 0 for unused rows.
         """
         ...
 
@@ -137,7 +137,7 @@ class TopkRoute(Protocol):
         ...
 
 
-class Primitives(NamedTuple):
+class Kernels(NamedTuple):
     """One backend's kernels."""
 
     up: Up

@@ -3,7 +3,7 @@
 #ifndef MOE_AMX_BESIDE_H
 #define MOE_AMX_BESIDE_H
 
-#include "amx_parts.h"
+#include "parts.h"
 
 #if HAS_AMX
 

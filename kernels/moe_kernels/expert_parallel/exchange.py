@@ -1,9 +1,8 @@
-"""Token choices on their way to the devices that own their experts, and back.
+"""One round of an exchange: token choices travel to the devices that own their experts, and back.
 
 For use inside `jax.shard_map`: n devices of one mesh axis own num_experts / n neighbouring experts
-each. What a device sends in one round is a buffer of n * c rows, c for each peer (device of the
-axis, itself included), so shapes are static whatever the load is; choices that find no room go in a
-later round.
+each. In one round a device sends n * c rows, c to each peer (device of the axis, itself included),
+so shapes are static whatever the load is. Choices that find no room go in a later round.
 """
 
 from functools import partial
@@ -19,10 +18,10 @@ from moe_kernels.plan import Plan
 from moe_kernels.required_platform import require
 
 
-class Round(NamedTuple):
-    """Which choice is in which row of the buffer that one round sends.
+class Buffer(NamedTuple):
+    """The layout of the rows that one round sends: which choice is in which row.
 
-    Letters: r = n * c rows of the buffer, n peers. A slot is a (token, choice) pair (`plan`).
+    Letters: r = n * c rows, n peers. A slot is a (token, choice) pair (`plan`).
     """
 
     token: Int[Array, " r"]  # row -> token; the number of tokens where the row is empty
@@ -49,10 +48,10 @@ def loads(plan: Plan, num_peers: int) -> Int[Array, " n"]:
     return bound[1:] - bound[:-1]
 
 
-def make_round(
+def make_buffer(
     plan: Plan, expert: Int[Array, "t k"], num_peers: int, rows: int, index: Int[Array, ""] | int
-) -> Round:
-    """The slots of round `index`: for each peer, its slots number index * rows and following.
+) -> Buffer:
+    """The layout of round `index`: for each peer, its slots number index * rows and following.
 
     Args:
       plan: of `expert`, over the experts of all peers.
@@ -74,7 +73,7 @@ def make_round(
     place_tk = plan.row.reshape(tokens, k) - bound[peer_tk] - index * rows
     kept_tk = (expert >= 0) & (expert < share * num_peers)
     here_tk = kept_tk & (place_tk >= 0) & (place_tk < rows)
-    return Round(
+    return Buffer(
         token=jnp.where(full_nc, slot_nc // k, tokens).reshape(-1),
         slot=jnp.where(full_nc, slot_nc, tokens * k).reshape(-1),
         expert=jnp.where(full_nc, local_nc, share).reshape(-1),
@@ -84,56 +83,56 @@ def make_round(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def fill(backend: str | None, x: Float[Array, "t d"], trip: Round) -> Float[Array, "r d"]:
-    """The buffer to send: each row the activations of its token, zeros where it is empty."""
-    return x.at[trip.token].get(mode="fill", fill_value=0)
+def dispatch(backend: str | None, x: Float[Array, "t d"], buffer: Buffer) -> Float[Array, "r d"]:
+    """The rows to send: each the activations of its token, zeros where it is empty."""
+    return x.at[buffer.token].get(mode="fill", fill_value=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(backend: str | None, rows: Float[Array, "r d"], trip: Round) -> Float[Array, "t d"]:
-    """Each token's rows of the buffer, summed in float32: the transpose of `fill`."""
-    arrays = {"y_sd": rows, "row_tk": trip.row, "kept": jnp.int32(rows.shape[0])}
+def combine(backend: str | None, rows: Float[Array, "r d"], buffer: Buffer) -> Float[Array, "t d"]:
+    """Each token's rows, summed in float32: the transpose of `dispatch`."""
+    arrays = {"y_sd": rows, "row_tk": buffer.row, "kept": jnp.int32(rows.shape[0])}
     return backends.run(backend, "combine", arrays | {"weight_tk": None})
 
 
 # A sum over the choices instead of the scatter-add that JAX would derive.
-fill.defvjp(
-    lambda backend, x, trip: (fill(backend, x, trip), trip),
-    lambda backend, trip, drows: (collect(backend, drows, trip), None),
+dispatch.defvjp(
+    lambda backend, x, buffer: (dispatch(backend, x, buffer), buffer),
+    lambda backend, buffer, drows: (combine(backend, drows, buffer), None),
 )
-collect.defvjp(
-    lambda backend, rows, trip: (collect(backend, rows, trip), trip),
-    lambda backend, trip, dy: (fill(backend, dy, trip), None),
+combine.defvjp(
+    lambda backend, rows, buffer: (combine(backend, rows, buffer), buffer),
+    lambda backend, buffer, dy: (dispatch(backend, dy, buffer), None),
 )
 
 
-def transfer(buffer: Array, sizes: Sizes | None, axis_name: str) -> Array:
-    """Give each peer its rows of the buffer, and get theirs: rows q come from peer q.
+def exchange(rows: Array, sizes: Sizes | None, axis_name: str) -> Array:
+    """Sends each peer its c rows and receives its rows, in the place of those sent to it.
 
     Args:
-      buffer: n * c rows, those in use first for each peer.
+      rows: n * c of them, c for each peer, those in use first.
       sizes: rows in use: `ragged_all_to_all` moves those only, and gives zeros for the others.
-        None: `all_to_all` moves whole buffers.
+        None: `all_to_all` moves all rows.
       axis_name: mesh axis of the peers.
     """
     if sizes is None:
-        return lax.all_to_all(buffer, axis_name, 0, 0, tiled=True)
+        return lax.all_to_all(rows, axis_name, 0, 0, tiled=True)
     peers = sizes.sent.shape[0]
-    rows = buffer.shape[0] // peers
-    mine = lax.axis_index(axis_name).astype(jnp.int32) * rows
+    rows_per_peer = rows.shape[0] // peers
+    target = lax.axis_index(axis_name).astype(jnp.int32) * rows_per_peer
     return lax.ragged_all_to_all(
-        buffer,
-        jnp.zeros_like(buffer),
-        jnp.arange(peers, dtype=jnp.int32) * rows,
+        rows,
+        jnp.zeros_like(rows),
+        jnp.arange(peers, dtype=jnp.int32) * rows_per_peer,
         sizes.sent,
-        jnp.full(peers, mine, jnp.int32),
+        jnp.full(peers, target, jnp.int32),
         sizes.received,
         axis_name=axis_name,
     )
 
 
-def agree(sent: Int[Array, " n"], axis_name: str) -> Sizes:
-    """What each peer will send, for the ragged transfer.
+def exchange_sizes(sent: Int[Array, " n"], axis_name: str) -> Sizes:
+    """How many rows each peer will send, for `ragged_all_to_all`.
 
     Raises:
       ValueError: when lowered for a platform whose XLA has no ragged_all_to_all.
