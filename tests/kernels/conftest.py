@@ -1,12 +1,9 @@
-"""Lets the tests of this folder import its helper modules by name; a fixture for C kernels."""
+"""A fixture for the tests of the C kernels."""
 
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import moe_ffn_oracle
 import moe_kernels
 import numpy as np
 import pytest
 from jax import lax
+
+from tests.kernels import moe_ffn_oracle
 
 # Small, odd widths, and enough tokens for several blocks of the grouped backends. SMALL is for the
 # cases that need a compilation of their own: a single block size keeps it short.

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import moe_kernels
 import pytest
-from moe_ffn_cases import problem
 from moe_kernels import BACKENDS, resolve_backend
 from moe_kernels.backends import missing
+
+from tests.kernels.moe_ffn_cases import problem
 
 # Without the annotations' own checks, which tests turn on and users don't have.
 moe_ffn = inspect.unwrap(moe_kernels.moe_ffn)

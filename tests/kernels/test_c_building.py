@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from moe_kernels.c_cpu import building, compiler, folders
 from moe_kernels.c_cpu.library import KERNELS
-from test_c_folders import NOBODY, needs_root
+
+from tests.kernels.test_c_folders import NOBODY, needs_root
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """The C compiler: which one, and plain words where it fails."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from moe_kernels.c_cpu import compiler, folders
-from test_c_library import script
+
+from tests.kernels.test_c_library import script
 
 VERSION = 'case "$1" in --version) echo 1.0; exit 0;; esac'
 
@@ -128,6 +130,19 @@ def test_the_key_is_for_one_compiler_processor_and_jax(monkeypatch, own):
         assert compiler.key(own) != first
     monkeypatch.setattr(compiler.jax.lib, "__version__", "0.0")
     assert compiler.key(own) != first
+
+
+def test_the_key_is_for_every_source(monkeypatch, tmp_path, own):
+    sources = tmp_path / "sources"
+    shutil.copytree(compiler.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", ".*"))
+    monkeypatch.setattr(compiler, "SOURCES", sources)
+    paths = [path for path in sources.rglob("*") if path.is_file()]
+    assert sources / "amx" / "tiles.h" in paths
+    keys = {compiler.key(own)}
+    for path in paths:
+        path.write_text(path.read_text() + "\n")
+        keys.add(compiler.key(own))
+    assert len(keys) == 1 + len(paths)
 
 
 def test_the_sources_compile_without_a_warning(own, monkeypatch):

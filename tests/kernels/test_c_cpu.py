@@ -4,15 +4,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import moe_ffn_oracle
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_ffn_cases import SMALL, MoeFfnCases, problem
 from moe_kernels import ACTIVATIONS, gather_gemm, grouped_gemm, make_plan, moe_ffn
 from moe_kernels.c_cpu import library
-from ops_cases import OpsCases, close, gemm_loop, normal
+
+from tests.kernels import moe_ffn_oracle
+from tests.kernels.moe_ffn_cases import SMALL, MoeFfnCases, problem
+from tests.kernels.ops_cases import OpsCases, close, gemm_loop, normal
 
 
 def test_there_is_a_compiler_on_machines_that_test():

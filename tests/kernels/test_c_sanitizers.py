@@ -114,7 +114,7 @@ def test_the_harness_finds_faults(fault, tmp_path, monkeypatch):
     sources = tmp_path / "sources"
     shutil.copytree(compiler.SOURCES, sources, ignore=shutil.ignore_patterns("*.py"))
     changed = 0
-    for path in sources.glob("*.h"):
+    for path in sources.rglob("*.h"):
         text = path.read_text()
         changed += text.count(fault)
         path.write_text(text.replace(fault, after))

@@ -5,13 +5,14 @@ import re
 
 import jax
 import jax.numpy as jnp
-import moe_ffn_oracle
 import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 from moe_kernels import moe_ffn, moe_ffn_expert_parallel
 from moe_kernels.expert_parallel import exchange as transport
+
+from tests.kernels import moe_ffn_oracle
 
 AXES = ("data", "expert")
 T, K, E, D, F = 64, 3, 8, 6, 10

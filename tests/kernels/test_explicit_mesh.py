@@ -4,13 +4,14 @@ import re
 
 import jax
 import jax.numpy as jnp
-import moe_ffn_oracle
 import moe_kernels
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from moe_ffn_cases import close, problem
 from moe_kernels import make_plan, moe_ffn, topk_route
+
+from tests.kernels import moe_ffn_oracle
+from tests.kernels.moe_ffn_cases import close, problem
 
 T = 16
 ROWS, BOTH = jax.P("data"), jax.P(("data", "model"))

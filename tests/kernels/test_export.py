@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from moe_ffn_cases import problem
 from moe_kernels import EXPORT_CHECKS_OFF, moe_ffn
+
+from tests.kernels.moe_ffn_cases import problem
 
 
 def layer(backend):

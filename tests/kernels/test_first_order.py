@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import moe_kernels
 import numpy as np
 import pytest
-from moe_ffn_cases import problem
 from moe_kernels import make_plan, moe_ffn, moe_ffn_expert_parallel
+
+from tests.kernels.moe_ffn_cases import problem
 
 ONLY = "has first derivatives in reverse mode only .* use backend='reference'"
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import moe_kernels
 import pytest
 from moe_kernels import make_plan
-from ops_cases import OpsCases
+
+from tests.kernels.ops_cases import OpsCases
 
 
 class TestReference(OpsCases):

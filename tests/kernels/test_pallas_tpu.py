@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from jax._src import callback as jax_callback
 from jax.experimental.pallas import tpu as pltpu
-from moe_ffn_cases import SMALL, MoeFfnCases, problem
 from moe_kernels import backends, moe_ffn
-from ops_cases import OpsCases
+
+from tests.kernels.moe_ffn_cases import SMALL, MoeFfnCases, problem
+from tests.kernels.ops_cases import OpsCases
 
 
 def call_back(*args, callback, **_):

@@ -1,6 +1,6 @@
 """The reference backend, held to the cases that all backends share."""
 
-from moe_ffn_cases import MoeFfnCases
+from tests.kernels.moe_ffn_cases import MoeFfnCases
 
 
 class TestReference(MoeFfnCases):

@@ -1,18 +1,20 @@
 """The Triton kernels on a GPU, held to the cases that all backends share.
 
 Left out where there is no GPU. On one, `python kernels/benchmarks/gpu.py` runs them before it times
-the kernels (its docstring says what it needs), or by hand, with pip install -e ".[gpu,test]":
+the kernels (its docstring says what it needs), or by hand, with
+pip install -e ./kernels -e ".[gpu,test]":
 python -m pytest -m gpu tests/kernels -o addopts="--strict-markers --import-mode=importlib"
 They need neither Flax nor moe_jax, nor the settings of tests/conftest.py.
 """
 
 import jax
-import moe_ffn_oracle
 import numpy as np
 import pytest
-from moe_ffn_cases import SMALL, MoeFfnCases, jitted, problem
-from ops_cases import OpsCases
-from triton_cases import NanRouteCases, WideTileCases
+
+from tests.kernels import moe_ffn_oracle
+from tests.kernels.moe_ffn_cases import SMALL, MoeFfnCases, jitted, problem
+from tests.kernels.ops_cases import OpsCases
+from tests.kernels.triton_cases import NanRouteCases, WideTileCases
 
 pytestmark = pytest.mark.gpu
 

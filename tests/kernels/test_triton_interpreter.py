@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from moe_ffn_cases import SMALL, MoeFfnCases, problem, results
-from ops_cases import OpsCases
-from triton_cases import NanRouteCases, WideTileCases
-from triton_interpreter import Interpreter, install
+
+from tests.kernels.moe_ffn_cases import SMALL, MoeFfnCases, problem, results
+from tests.kernels.ops_cases import OpsCases
+from tests.kernels.triton_cases import NanRouteCases, WideTileCases
+from tests.kernels.triton_interpreter import Interpreter, install
 
 pytestmark = pytest.mark.triton
 

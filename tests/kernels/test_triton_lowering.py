@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import moe_kernels
 import pytest
-from moe_ffn_cases import problem
 from moe_kernels import moe_ffn
+
+from tests.kernels.moe_ffn_cases import problem
 
 pytestmark = [
     pytest.mark.triton,

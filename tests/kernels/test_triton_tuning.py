@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from triton_interpreter import install
+
+from tests.kernels.triton_interpreter import install
 
 pytestmark = pytest.mark.triton
 FOLDER = Path(__file__).parents[2] / "kernels" / "benchmarks"

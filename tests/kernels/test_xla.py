@@ -4,14 +4,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import moe_ffn_oracle
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_ffn_cases import MoeFfnCases, close, problem, results
 from moe_kernels import make_plan, moe_ffn
 from moe_kernels.plan import PADDING
 from moe_kernels.xla.blocks import MAX_BLOCK, block_sizes, run_blocks
+
+from tests.kernels import moe_ffn_oracle
+from tests.kernels.moe_ffn_cases import MoeFfnCases, close, problem, results
 
 
 class TestXla(MoeFfnCases):

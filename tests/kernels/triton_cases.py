@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import moe_kernels
 import numpy as np
 import pytest
-from moe_ffn_cases import problem
+
+from tests.kernels.moe_ffn_cases import problem
 
 NAN, INF = np.nan, np.inf
 
