@@ -13,7 +13,7 @@ FITTING: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
     "triton": ((3, 6), (3, 10)),
     "jax": ((0, 11), None),
 }
-"""Package -> its first version that works, and the first that is not known to; as in pyproject.toml."""
+"""Package -> its first version that works, and the first not known to; as in the extra gpu."""
 
 UNKNOWN = "of unknown version"
 
