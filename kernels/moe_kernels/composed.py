@@ -1,9 +1,9 @@
 """The layer and its backward pass, composed of a backend's raw kernels (`protocols`).
 
-Forward: K1 up (gather, W_in, W_gate, activation), K2 down (W_out), K3 combine. Backward: K4 hidden
-gradients (gather of dy, W_out^T, activation), K5 dW_out, K6 rows of dx, K7 dW_in and dW_gate, K8
-combine. The experts' outputs are not kept: <dy, y_row> = <dy W_out^T, a>, which K4 has in hand
-(SonicMoE, Guo et al. 2025).
+Forward: up (gather, W_in, W_gate, activation), down (W_out), combine. Backward: hidden gradients
+(gather of dy, W_out^T, activation), dW_out, rows of dx, dW_in and dW_gate, combine. The experts'
+outputs are not kept: <dy, y_row> = <dy W_out^T, a>, which the hidden gradients have in hand
+(SonicMoE, Guo et al. 2025). The table of these eight kernels is in the README.
 """
 
 import jax.numpy as jnp

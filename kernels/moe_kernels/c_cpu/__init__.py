@@ -27,7 +27,7 @@ KERNELS = Kernels(up, grouped_matmul, combine, hidden_grad, weight_grad, segment
 def forward(
     x_td: Array, weight_tk: Array, experts: Experts, plan: Plan, *, activation: str, keep: bool
 ) -> tuple[Array, Array | None, Array | None]:
-    """`composed.forward` with K1 and K2 in one kernel."""
+    """`composed.forward` with up and down in one kernel."""
     token_s = composed.padded(plan.token)
     y_sd, h_in_sf, h_gate_sf = experts_forward(
         x_td, token_s, plan.offset, experts, activation=activation, keep=keep

@@ -36,7 +36,7 @@ def experts_forward(
     activation: str,
     keep: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    """K1 and K2 at once: y_sd, and if `keep` the pre-activations h_in_sf and h_gate_sf.
+    """Up and down in one kernel: y_sd, and if `keep` the pre-activations h_in_sf and h_gate_sf.
 
     What is between them stays in the cache.
     """

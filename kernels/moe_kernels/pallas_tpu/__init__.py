@@ -1,7 +1,7 @@
 """The backend "pallas_tpu": Pallas kernels (Mosaic) for TPUs. No TPU has run it yet.
 
-Kernels K1, K2 and K4 to K7 of `composed` are Pallas; rows are gathered before them, and combined
-after them, by XLA.
+The products of `composed` are Pallas kernels; rows are gathered before them, and combined after
+them, by XLA.
 """
 
 from functools import partial

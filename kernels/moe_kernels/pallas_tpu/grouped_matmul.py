@@ -1,4 +1,4 @@
-"""Sorted rows, each through the matrix of its expert, with an epilogue: K1, K2, K4 and K6."""
+"""Sorted rows, each through the matrix of its expert, with an epilogue."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""K1 and K4: the products with the activation in their epilogue."""
+"""Up and hidden gradients: the products with the activation in their epilogue."""
 
 from collections.abc import Sequence
 from typing import Any

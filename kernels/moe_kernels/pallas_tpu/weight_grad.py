@@ -1,4 +1,4 @@
-"""K5, K7 and the pool: an expert's rows contracted with each other, x^T dy."""
+"""Weight gradients and the pool: an expert's rows contracted with each other, x^T dy."""
 
 from functools import partial
 from typing import Any

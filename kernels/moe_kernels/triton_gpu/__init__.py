@@ -1,6 +1,6 @@
 """The backend "triton_gpu": Triton kernels for NVIDIA GPUs, launched by jax_triton.
 
-Kernels K1 to K8 are those of `composed`. A model's sizes are compile-time constants; numbers of
+The kernels are those of `composed`. A model's sizes are compile-time constants; numbers of
 tokens and loads are not, so another batch is another compilation only if it takes other tiles.
 Products of float32 are as exact as `jax_default_matmul_precision` asks (`precision`).
 What no GPU is needed for is tested without one: the kernels run in Triton's interpreter and are

@@ -1,4 +1,4 @@
-"""K2, K6 and the single operations: sorted rows, each through the matrix of its expert."""
+"""Sorted rows, each through the matrix of its expert: down, rows of dx, single operations."""
 
 import jax
 import triton

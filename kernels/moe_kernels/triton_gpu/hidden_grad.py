@@ -1,4 +1,4 @@
-"""K4: from dy back through W_out and the activation, in one kernel."""
+"""Hidden gradients: from dy back through W_out and the activation, in one kernel."""
 
 import jax
 import jax.numpy as jnp

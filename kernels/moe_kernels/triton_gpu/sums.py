@@ -1,4 +1,4 @@
-"""K3, K8 and the pool: weighted sums of rows, without products of matrices and without atomics."""
+"""Combine and the pool: weighted sums of rows, without products of matrices or atomics."""
 
 import jax
 import triton

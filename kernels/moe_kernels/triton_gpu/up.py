@@ -1,4 +1,4 @@
-"""K1: gathered rows of x through W_in and W_gate, biases, and the activation, in one kernel."""
+"""Up: gathered rows of x through W_in and W_gate, biases, and the activation, in one kernel."""
 
 import jax
 import triton

@@ -1,4 +1,4 @@
-"""K5 and K7: an expert's rows contracted with each other, x^T dy."""
+"""Weight gradients: an expert's rows contracted with each other, x^T dy."""
 
 import jax
 import triton
