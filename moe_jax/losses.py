@@ -16,7 +16,6 @@ the token reconstruction are sums over the tokens, overlap and balance are means
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import number
 
 AxisNames = str | tuple[str, ...] | None
 """Mesh axes to sum over; None or (): none."""
@@ -257,16 +256,14 @@ class LossWeights:
     diversity: float = 0.0
     balance: float = 0.0
 
-    def validate(self, prefix: str = "") -> None:
+    def validate(self, path: str = "") -> None:
         """Check that every weight is a finite number >= 0.
 
         Raises:
-            UserError: one is not; the message names it, with `prefix` before the field's name.
+            UserError: one is not; the message names it as `path.field`.
         """
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{prefix}{field.name}={value} must be a finite number >= 0")
+            number(path, field.name, getattr(self, field.name), low=0)
 
 
 def objective(

@@ -332,12 +332,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"weights.token=0.5, but terms lacks 'token'"):
         losses.objective({"sentence": jnp.ones(1)}, LossWeights(token=0.5))
     for value in (-1.0, math.nan, math.inf):
-        with pytest.raises(
-            UserError, match=rf"^loss.overlap={value} must be a finite number >= 0$"
-        ):
-            LossWeights(overlap=value).validate("loss.")
+        with pytest.raises(UserError, match=rf"^loss.overlap={value}: must be .*at least 0$"):
+            LossWeights(overlap=value).validate("loss")
     LossWeights().validate()
-    with pytest.raises(UserError, match=r"^diversity=-2.0 must"):
+    with pytest.raises(UserError, match=r"^diversity=-2.0: must be at least 0$"):
         LossWeights(diversity=-2.0).validate()
 
 

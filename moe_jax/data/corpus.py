@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from moe_jax.common.checks import joined, number, text, whole, wrong
 from moe_jax.common.files import local, local_path
 from moe_jax.data import documents, readers
 from moe_jax.data.types import Corpus, Example
@@ -38,25 +39,18 @@ class CorpusConfig:
     test_fraction: float = 0.2
     seed: int = 0
 
-    def validate(self) -> None:
-        """Raise UserError for a value that cannot be used; the message names the field."""
-        if self.path is not None and not self.path.strip():
-            raise UserError(
-                "corpus.path is an empty string; give a file or folder, or None for the "
-                "documentation of the installed packages"
-            )
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
         if self.path is not None:
-            local(self.path, "corpus.path")
-        for name, least in (("num_train", 1), ("num_test", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"corpus.{name}={value} must be at least {least} (or None)")
-        if not 0.0 <= self.test_fraction < 1.0:
-            raise UserError(
-                f"corpus.test_fraction={self.test_fraction} must be at least 0 and below 1"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"corpus.seed={self.seed} must be between 0 and 2**32 - 1")
+            text(path, "path", self.path)
+            if not self.path.strip():
+                must = "be a file or folder, or None (documentation of the installed packages)"
+                raise wrong(path, "path", self.path, must)
+            local(self.path, joined(path, "path"))
+        whole(path, "num_train", self.num_train, 1, none="all")
+        whole(path, "num_test", self.num_test, 0, none="all")
+        number(path, "test_fraction", self.test_fraction, low=0, below=1)
+        whole(path, "seed", self.seed, 0, 2**32 - 1)
 
 
 def load_corpus(config: CorpusConfig) -> Corpus:

@@ -1,10 +1,9 @@
 """GateConfig: what a gate does, as independent fields (no model names)."""
 
 import dataclasses
-import math
 from fractions import Fraction
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import flag, joined, number, one_of, setting, whole, wrong
 
 SCORES = ("softmax", "sigmoid", "sparsemixer")
 GROUP_SCORES = ("max", "top2_sum")
@@ -114,88 +113,71 @@ class GateConfig:
         factor = 1.0 if self.capacity_factor is None else self.capacity_factor
         return Fraction(factor).limit_denominator(100) * self.k / self.num_experts
 
-    def validate(self, prefix: str = "") -> None:
+    def validate(self, path: str = "") -> None:
         """Check the fields, alone and together.
 
         Args:
-            prefix: the dotted path of this config, such as "model.gate.", for the message.
+            path: the dotted path of this config, such as "model.gate", for the message.
 
         Raises:
             UserError: a field is wrong; one line that names it, with its value and what is right.
         """
-        self._validate_choices(prefix)
-        self._validate_numbers(prefix)
-        self._validate_groups(prefix)
+        self._validate_choices(path)
+        self._validate_numbers(path)
+        self._validate_capacity(path)
+        self._validate_groups(path)
         if self.score == "sparsemixer" and self.topk_first:
-            raise UserError(f'{prefix}topk_first=True has no meaning with score="sparsemixer"')
+            with_score = setting(path, "score", self.score)
+            raise wrong(path, "topk_first", True, f"be False: it has no meaning with {with_score}")
         if self.choice == "expert":
+            with_choice = setting(path, "choice", self.choice)
             for name, plain in (("topk_first", False), ("num_groups", 1), ("priority", "position")):
-                if getattr(self, name) != plain:
-                    raise UserError(
-                        f'{prefix}{name}={getattr(self, name)} has no meaning with choice="expert"'
-                    )
+                if (value := getattr(self, name)) != plain:
+                    must = f"be {plain!r}: another has no meaning with {with_choice}"
+                    raise wrong(path, name, value, must)
             if self.score == "sparsemixer":
-                raise UserError(f'{prefix}score=sparsemixer needs choice="token"')
+                must = f"be another: it needs {joined(path, 'choice')}='token'"
+                raise wrong(path, "score", self.score, must)
 
-    def _validate_choices(self, prefix: str) -> None:
-        for name, allowed in (
-            ("score", SCORES),
-            ("group_score", GROUP_SCORES),
-            ("choice", CHOICES),
-            ("priority", PRIORITIES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{prefix}{name}={getattr(self, name)} is unknown: use {' or '.join(allowed)}"
-                )
+    def _validate_choices(self, path: str) -> None:
+        one_of(path, "score", self.score, SCORES)
+        one_of(path, "group_score", self.group_score, GROUP_SCORES)
+        one_of(path, "choice", self.choice, CHOICES)
+        one_of(path, "priority", self.priority, PRIORITIES)
+        for name in ("topk_first", "renormalise", "learned_noise"):
+            flag(path, name, getattr(self, name))
 
-    def _validate_numbers(self, prefix: str) -> None:
-        for name in ("num_experts", "k"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{prefix}{name}={getattr(self, name)} must be at least 1")
+    def _validate_numbers(self, path: str) -> None:
+        whole(path, "num_experts", self.num_experts, 1)
+        whole(path, "k", self.k, 1)
         if self.k > self.num_experts:
-            raise UserError(
-                f"{prefix}k={self.k} is more than {prefix}num_experts={self.num_experts}"
-            )
-        for name, low, high in (
-            ("temperature", 0, math.inf),
-            ("scale", 0, math.inf),
-            ("sparsemixer_jitter", 0, math.inf),
-        ):
-            if not low < getattr(self, name) < high:
-                raise UserError(f"{prefix}{name}={getattr(self, name)} must be more than {low}")
-        if not 0 <= self.jitter < 1:
-            raise UserError(f"{prefix}jitter={self.jitter} must be in [0, 1)")
+            most = setting(path, "num_experts", self.num_experts)
+            raise wrong(path, "k", self.k, f"be at most {most}")
+        for name in ("temperature", "scale", "sparsemixer_jitter"):
+            number(path, name, getattr(self, name), above=0)
+        number(path, "jitter", self.jitter, low=0, below=1)
         for name in ("renormalise_eps", "noise_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{prefix}{name}={getattr(self, name)} must be a number >= 0")
-        if self.capacity is not None and self.capacity < 1:
-            raise UserError(f"{prefix}capacity={self.capacity} must be at least 1 (None: dropless)")
-        if self.capacity is not None and self.capacity_factor is not None:
-            raise UserError(f"{prefix}capacity and {prefix}capacity_factor are both set: use one")
-        if self.capacity_factor is not None and not 0.01 <= self.capacity_factor < math.inf:
-            raise UserError(
-                f"{prefix}capacity_factor={self.capacity_factor} must be at least 0.01"
-                " (None: dropless)"
-            )
+            number(path, name, getattr(self, name), low=0)
 
-    def _validate_groups(self, prefix: str) -> None:
+    def _validate_capacity(self, path: str) -> None:
+        whole(path, "capacity", self.capacity, 1, none="dropless")
+        number(path, "capacity_factor", self.capacity_factor, low=0.01, none="dropless")
+        if self.capacity is not None and self.capacity_factor is not None:
+            other = setting(path, "capacity_factor", self.capacity_factor)
+            raise wrong(path, "capacity", self.capacity, f"be None beside {other}: use one of both")
+
+    def _validate_groups(self, path: str) -> None:
         groups, kept = self.num_groups, self.groups_kept
-        if groups < 1 or self.num_experts % groups:
-            raise UserError(
-                f"{prefix}num_groups={groups} must divide {prefix}num_experts={self.num_experts}"
-            )
-        if not 1 <= kept <= groups:
-            raise UserError(
-                f"{prefix}groups_kept={kept} must be in 1..{groups} ({prefix}num_groups)"
-            )
-        if self.k > kept * (self.num_experts // groups):
-            raise UserError(
-                f"{prefix}k={self.k} is more than the {kept * (self.num_experts // groups)} experts"
-                f" of {prefix}groups_kept={kept} groups"
-            )
-        if groups > 1 and self.group_score == "top2_sum" and self.num_experts // groups < 2:
-            raise UserError(
-                f"{prefix}group_score=top2_sum needs groups of 2 experts or more:"
-                f" {prefix}num_groups={groups} of {prefix}num_experts={self.num_experts}"
-            )
+        experts = setting(path, "num_experts", self.num_experts)
+        whole(path, "num_groups", groups, 1)
+        if self.num_experts % groups:
+            raise wrong(path, "num_groups", groups, f"divide {experts}")
+        whole(path, "groups_kept", kept, 1, groups, why=joined(path, "num_groups"))
+        size = self.num_experts // groups
+        if self.k > kept * size:
+            within = f"the experts of {setting(path, 'groups_kept', kept)} groups"
+            raise wrong(path, "k", self.k, f"be at most {kept * size}, {within}")
+        if groups > 1 and self.group_score == "top2_sum" and size < 2:
+            of = f"{setting(path, 'num_groups', groups)} of {experts}"
+            must = f"have groups of 2 experts or more, not {of}"
+            raise wrong(path, "group_score", self.group_score, must)

@@ -18,6 +18,7 @@ from moe_kernels import (
 )
 from moe_kernels.explicit_mesh import whole_where
 
+from moe_jax.common.checks import flag, one_of, text
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, Routing, RoutingEdit, withhold
 from moe_jax.layers.gate import Gate
@@ -46,10 +47,11 @@ class ExpertOptions:
         Raises:
             UserError: one is unknown.
         """
-        for name, known in (("backend", BACKENDS), ("exchange", EXCHANGES)):
-            value = getattr(self, name)
-            if value not in known and not (name == "backend" and value is None):
-                raise UserError(f"{path}.{name}={value}: must be one of {', '.join(known)}")
+        if self.backend is not None:
+            one_of(path, "backend", self.backend, BACKENDS)
+        flag(path, "recompute", self.recompute)
+        text(path, "axis", self.axis)
+        one_of(path, "exchange", self.exchange, EXCHANGES)
 
 
 class FeedForward(nnx.Module):

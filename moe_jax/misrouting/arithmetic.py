@@ -15,6 +15,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
+from moe_jax.common.checks import flag, number, one_of, setting, several, whole, wrong
 from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 
@@ -61,27 +62,21 @@ class ArithmeticConfig:
     explanation: str = "true"
     seed: int = 0
 
-    def validate(self, path: str = "data") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"{path}.{name}={value!r} must be a whole number of at least {least}"
-                )
-        if self.explanation not in EXPLANATIONS:
-            raise UserError(
-                f"{path}.explanation={self.explanation!r} must be one of {', '.join(EXPLANATIONS)}"
-            )
+            whole(path, name, getattr(self, name), least)
+        flag(path, "equal_length", self.equal_length)
+        one_of(path, "explanation", self.explanation, EXPLANATIONS)
+        several(path, "shares", self.shares)
+        for i, share in enumerate(self.shares):
+            number(path, f"shares[{i}]", share, low=0)
         if self.shares and len(self.shares) != self.levels:
-            raise UserError(
-                f"{path}.shares={self.shares} has {len(self.shares)} values, must have one for "
-                f"each of {path}.levels={self.levels}"
-            )
-        if not all(0 <= share < float("inf") for share in self.shares) or (
-            self.shares and not sum(self.shares)
-        ):
-            raise UserError(f"{path}.shares={self.shares} must be numbers >= 0, not all 0")
+            levels = setting(path, "levels", self.levels)
+            must = f"have one for each of {levels}, not {len(self.shares)}"
+            raise wrong(path, "shares", self.shares, must)
+        if self.shares and not sum(self.shares):
+            raise wrong(path, "shares", self.shares, "be numbers that are not all 0")
 
     @property
     def most_new(self) -> int:

@@ -1,9 +1,9 @@
 """The settings of a misrouting run: a small mixture of experts that learns graded arithmetic."""
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, ClassVar
 
+from moe_jax.common.checks import joined, nested, number, text, whole, wrong
 from moe_jax.common.files import local
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
@@ -59,22 +59,21 @@ class MisroutingConfig:
     start: str = ""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
-    def validate(self) -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field.
 
         Raises:
           UserError: the first wrong one, by its dotted path.
         """
-        self.data.validate("data")
-        self._validate_model()
-        for name in ("balance", "router_z"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not 0 <= value < math.inf:
-                raise UserError(f"{name}={value!r} must be a finite number of at least 0")
-        if isinstance(self.batch_size, bool) or self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size!r} must be a whole number of at least 1")
-        local(self.start, "start")
-        self.train.validate("train")
+        nested(path, "data", self.data, ArithmeticConfig)
+        nested(path, "model", self.model, CausalConfig)
+        self._validate_model(joined(path, "model"), joined(path, "data"))
+        number(path, "balance", self.balance, low=0)
+        number(path, "router_z", self.router_z, low=0)
+        whole(path, "batch_size", self.batch_size, 1)
+        text(path, "start", self.start, empty=True)
+        local(self.start, joined(path, "start"))
+        nested(path, "train", self.train, TrainConfig)
 
     def make_task(self) -> "ArithmeticTask":
         """The task that this config describes."""
@@ -82,21 +81,16 @@ class MisroutingConfig:
 
         return ArithmeticTask(self)
 
-    def _validate_model(self) -> None:
-        self.model.validate("model")
+    def _validate_model(self, path: str, data: str) -> None:
         if self.model.experts is None:
-            raise UserError("model.experts=None is a model without experts, so without routing")
+            raise wrong(path, "experts", None, "be given: without experts there is no routing")
         if self.model.vocab_size != len(VOCABULARY):
-            raise UserError(
-                f"model.vocab_size={self.model.vocab_size} must be {len(VOCABULARY)}, "
-                "the tokens of arithmetic"
-            )
+            must = f"be {len(VOCABULARY)}, the tokens of arithmetic"
+            raise wrong(path, "vocab_size", self.model.vocab_size, must)
         if self.model.max_length < self.data.longest:
-            raise UserError(
-                f"model.max_length={self.model.max_length} must be at least {self.data.longest}, "
-                "the longest text that data may have"
-            )
+            must = f"be at least {self.data.longest}, the longest text that {data} may have"
+            raise wrong(path, "max_length", self.model.max_length, must)
         try:
             write_causal_config(self.model)
         except UserError as error:
-            raise UserError(f"model can't be saved: {error}") from None
+            raise UserError(f"{path} can't be saved: {error}") from None

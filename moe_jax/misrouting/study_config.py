@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from moe_jax.common.checks import joined, number, several, text, whole, wrong
 from moe_jax.errors import UserError
 from moe_jax.misrouting.conditions import Spec, parse_spec
 
@@ -52,28 +53,25 @@ class StudyConfig:
         """The interventions, parsed."""
         return [parse_spec(text) for text in self.interventions]
 
-    def validate(self) -> None:
-        """Check every field; a UserError names the first wrong one."""
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        several(path, "interventions", self.interventions)
         if not self.interventions:
-            raise UserError("interventions is empty: name at least one")
+            raise wrong(path, "interventions", (), "name at least one")
+        for i, spec in enumerate(self.interventions):
+            text(path, f"interventions[{i}]", spec)
         texts = [str(spec) for spec in self.specs()]
         twice = next((t for i, t in enumerate(texts) if t in texts[:i]), None)
         if twice:
-            raise UserError(f"interventions: {twice} is there twice")
-        if self.controls != 0 and self.controls < 20:
-            raise UserError(
-                f"controls={self.controls} must be at least 20 (p can't be below "
-                f"1/(controls+1)), or 0 for none"
-            )
-        for name in ("delimiter", "filler"):
-            if not getattr(self, name):
-                raise UserError(f"{name} is empty")
-        least = {
-            **{"max_new_tokens": 1, "answer_tokens": 1, "options": 1, "max_steps": 1},
-            **{"faithfulness_prompts": 0, "batch_size": 1, "seed": 0},
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {low}")
-        if not 0 < self.margin < 1:
-            raise UserError(f"margin={self.margin} must be between 0 and 1")
+            raise UserError(f"{joined(path, 'interventions')}: {twice} is there twice")
+        whole(path, "controls", self.controls, 0)
+        if 0 < self.controls < 20:
+            must = "be at least 20 (p can't be below 1/(controls+1)), or 0 for none"
+            raise wrong(path, "controls", self.controls, must)
+        text(path, "delimiter", self.delimiter)
+        text(path, "filler", self.filler)
+        for name in ("max_new_tokens", "answer_tokens", "options", "max_steps", "batch_size"):
+            whole(path, name, getattr(self, name), 1)
+        for name in ("faithfulness_prompts", "seed"):
+            whole(path, name, getattr(self, name), 0)
+        number(path, "margin", self.margin, above=0, below=1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import number, one_of, setting, whole, wrong
 
 # The exact gelu is the one BERT was trained with; the tanh form differs by up to 5e-4.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -65,35 +65,26 @@ class EncoderConfig:
         """The most tokens (special ones included) that one row can hold."""
         return self.num_positions - self.position_offset
 
-    def validate(self) -> None:
+    def validate(self, path: str = "") -> None:
         """Checks every field.
 
         Raises:
           UserError: a field is out of range; the message names it.
         """
-        least = dict.fromkeys(("vocab_size", "d_model", "num_layers", "num_heads", "d_ff"), 1)
-        least |= dict.fromkeys(("num_positions", "position_offset", "num_token_types", "pad_id"), 0)
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < bound:
-                raise UserError(f"encoder.{name}={value!r} must be a whole number >= {bound}")
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff"):
+            whole(path, name, getattr(self, name), 1)
+        for name in ("num_positions", "position_offset", "num_token_types", "pad_id"):
+            whole(path, name, getattr(self, name), 0)
         if self.d_model % self.num_heads:
-            raise UserError(
-                f"encoder.num_heads={self.num_heads} does not divide d_model={self.d_model}"
-            )
+            width = setting(path, "d_model", self.d_model)
+            raise wrong(path, "num_heads", self.num_heads, f"divide {width}")
         if self.max_length < 1:
-            raise UserError(
-                f"encoder.num_positions={self.num_positions} leaves no row after "
-                f"position_offset={self.position_offset}"
-            )
-        if not isinstance(self.norm_eps, float) or not self.norm_eps > 0:
-            raise UserError(f"encoder.norm_eps={self.norm_eps} must be more than 0")
-        if self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"encoder.activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"encoder.dtype={self.dtype!r} is not float32, bfloat16 or float16")
+            offset = setting(path, "position_offset", self.position_offset)
+            must = f"leave a row after {offset}"
+            raise wrong(path, "num_positions", self.num_positions, must)
+        number(path, "norm_eps", self.norm_eps, above=0)
+        one_of(path, "activation", self.activation, ACTIVATIONS)
+        one_of(path, "dtype", self.dtype, ("float32", "bfloat16", "float16"))
 
 
 def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -1,11 +1,20 @@
 """The numbers that tell causal language models apart: Llama, Mixtral, OLMoE, Qwen and the like."""
 
 import dataclasses
-import math
 
 from moe_kernels import ACTIVATIONS
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import (
+    flag,
+    joined,
+    nested,
+    number,
+    one_of,
+    setting,
+    several,
+    whole,
+    wrong,
+)
 from moe_jax.gating import GateConfig
 from moe_jax.layers import ExpertOptions
 
@@ -35,21 +44,14 @@ class RopeConfig:
     high_factor: float = 4.0
     original_length: int = 8192
 
-    def validate(self, path: str) -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
-        if self.scaling not in ROPE_SCALINGS:
-            raise UserError(
-                f"{path}.scaling={self.scaling!r} is not one of {', '.join(ROPE_SCALINGS)}"
-            )
+        one_of(path, "scaling", self.scaling, ROPE_SCALINGS)
         for name in ("theta", "factor", "low_factor", "high_factor", "original_length"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{path}.{name}={value} must be more than 0")
+            number(path, name, getattr(self, name), above=0)
         if self.scaling == "llama3" and not self.low_factor < self.high_factor:
-            raise UserError(
-                f"{path}.low_factor={self.low_factor} must be less than "
-                f"high_factor={self.high_factor}"
-            )
+            high = setting(path, "high_factor", self.high_factor)
+            raise wrong(path, "low_factor", self.low_factor, f"be less than {high}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -74,6 +76,24 @@ class ExpertsConfig:
     layers: tuple[int, ...] | None = None
     selection_bias: bool = False
     options: ExpertOptions = dataclasses.field(default_factory=ExpertOptions)
+
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        nested(path, "gate", self.gate, GateConfig)
+        check_causal(joined(path, "gate"), self.gate)
+        nested(path, "options", self.options, ExpertOptions)
+        flag(path, "selection_bias", self.selection_bias)
+        whole(path, "d_expert", self.d_expert, 1)
+        whole(path, "d_shared", self.d_shared, 1, none="no shared expert")
+        flag(path, "shared_gate", self.shared_gate)
+        if self.shared_gate and self.d_shared is None:
+            raise wrong(path, "shared_gate", True, f"come with {joined(path, 'd_shared')}")
+        if self.layers is not None:
+            several(path, "layers", self.layers)
+            for i, layer in enumerate(self.layers):
+                whole(path, f"layers[{i}]", layer, 0)
+            if not self.layers:
+                raise wrong(path, "layers", (), "name a layer (experts=None: all layers are dense)")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -136,70 +156,55 @@ class CausalConfig:
         chosen = self.experts.layers
         return tuple(range(self.num_layers)) if chosen is None else tuple(sorted(chosen))
 
-    def validate(self, path: str = "model") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field, alone and together.
 
         Raises:
           UserError: one is wrong; the message names it.
         """
-        for name in (
-            *("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"),
-            *("head_dim", "max_length", "window"),
-        ):
-            value = getattr(self, name)
-            optional = name in ("head_dim", "window")
-            if value is None and optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{path}.{name}={value!r} must be a whole number >= 1")
-        if self.head_dim is None and self.d_model % self.num_heads:
-            raise UserError(
-                f"{path}.num_heads={self.num_heads} does not divide d_model={self.d_model}"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"{path}.num_kv_heads={self.num_kv_heads} does not divide "
-                f"num_heads={self.num_heads}"
-            )
-        if self.width_of_head % 2:
-            raise UserError(f"{path}: heads of width {self.width_of_head}; rotation needs even")
-        for name, allowed in (
-            ("activation", tuple(ACTIVATIONS)),
-            ("qk_norm", QK_NORMS),
-            ("dtype", DTYPES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{path}.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}"
-                )
-        for name in ("norm_eps", "clip_qkv"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{path}.{name}={value} must be more than 0")
-        self.rope.validate(f"{path}.rope")
-        self._validate_experts(path)
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
+            whole(path, name, getattr(self, name), 1)
+        whole(path, "max_length", self.max_length, 1)
+        whole(path, "window", self.window, 1, none="all before it")
+        self._validate_heads(path)
+        one_of(path, "activation", self.activation, ACTIVATIONS)
+        one_of(path, "qk_norm", self.qk_norm, QK_NORMS)
+        one_of(path, "dtype", self.dtype, DTYPES)
+        for name in ("qkv_bias", "out_bias", "tie_embeddings"):
+            flag(path, name, getattr(self, name))
+        number(path, "norm_eps", self.norm_eps, above=0)
+        number(path, "clip_qkv", self.clip_qkv, above=0, none="not clipped")
+        nested(path, "rope", self.rope, RopeConfig)
+        if self.experts is not None:
+            nested(path, "experts", self.experts, ExpertsConfig)
+            self._validate_layers(joined(path, "experts"), self.experts.layers or ())
 
-    def _validate_experts(self, path: str) -> None:
-        if self.experts is None:
-            return
-        self.experts.gate.validate(f"{path}.experts.gate.")
-        self.experts.options.validate(f"{path}.experts.options")
-        if self.experts.gate.choice != "token":
-            raise UserError(
-                f"{path}.experts.gate.choice={self.experts.gate.choice!r} must be 'token': experts "
-                "that choose among tokens see those that come later"
-            )
-        for name in ("d_expert", "d_shared"):
-            value = getattr(self.experts, name)
-            if value is not None and value < 1:
-                raise UserError(f"{path}.experts.{name}={value} must be at least 1")
-        if self.experts.shared_gate and self.experts.d_shared is None:
-            raise UserError(f"{path}.experts.shared_gate=True needs {path}.experts.d_shared")
-        layers = self.expert_layers
-        if len(set(layers)) < len(layers) or any(not 0 <= i < self.num_layers for i in layers):
-            raise UserError(
-                f"{path}.experts.layers={self.experts.layers} must be different layers from 0 to "
-                f"{self.num_layers - 1}"
-            )
-        if not layers:
-            raise UserError(f"{path}.experts.layers=() has no layer; use experts=None for dense")
+    def _validate_heads(self, path: str) -> None:
+        heads = setting(path, "num_heads", self.num_heads)
+        whole(path, "head_dim", self.head_dim, 1, none="d_model / num_heads")
+        if self.head_dim is None and self.d_model % self.num_heads:
+            width = setting(path, "d_model", self.d_model)
+            raise wrong(path, "num_heads", self.num_heads, f"divide {width}")
+        if self.num_heads % self.num_kv_heads:
+            raise wrong(path, "num_kv_heads", self.num_kv_heads, f"divide {heads}")
+        if self.width_of_head % 2:
+            must = f"give heads of an even width, which rotation needs, not {self.width_of_head}"
+            if self.head_dim is None:
+                raise wrong(path, "num_heads", self.num_heads, must)
+            raise wrong(path, "head_dim", self.head_dim, must)
+
+    def _validate_layers(self, path: str, layers: tuple[int, ...]) -> None:
+        if len(set(layers)) < len(layers) or any(i >= self.num_layers for i in layers):
+            must = f"be different layers from 0 to {self.num_layers - 1}"
+            raise wrong(path, "layers", layers, must)
+
+
+def check_causal(path: str, gate: GateConfig) -> None:
+    """Check that a gate can stand in a decoder.
+
+    Raises:
+      UserError: its experts choose among tokens.
+    """
+    if gate.choice != "token":
+        must = "be 'token': experts that choose among tokens see those that come later"
+        raise wrong(path, "choice", gate.choice, must)

@@ -140,7 +140,7 @@ def generate(
         the prompts.
     """
     sampling = SamplingConfig() if sampling is None else sampling
-    sampling.validate()
+    sampling.validate("sampling")
     check_settings(model.config.vocab_size, max_new_tokens, stop_ids, stop_texts, decode, pad_id)
     rows = checked_prompts(prompts, model.config, max_new_tokens)
     lengths, later = [len(row) for row in rows], [max_new_tokens - 1] * len(rows)

@@ -7,14 +7,13 @@ All numbers may be arrays, so that one compiled function serves every setting.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import number, whole, wrong
 
 # Below this the temperature would leave the range of float32; 0 says the same.
 _LEAST_TEMPERATURE = 1e-6
@@ -34,21 +33,18 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float = 1.0
 
-    def validate(self, path: str = "sampling") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field.
 
         Raises:
           UserError: one is wrong; the message names it as `path.field`.
         """
-        t, k, p = self.temperature, self.top_k, self.top_p
-        if t != 0 and not _LEAST_TEMPERATURE <= t < math.inf:
-            raise UserError(
-                f"{path}.temperature={t} must be 0 (greedy) or at least {_LEAST_TEMPERATURE:g}"
-            )
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise UserError(f"{path}.top_k={k!r} must be a whole number >= 1, or None for all")
-        if not 0 < p <= 1:
-            raise UserError(f"{path}.top_p={p} must be more than 0 and at most 1")
+        number(path, "temperature", self.temperature, low=0, why="0: greedy")
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            must = f"be at least {_LEAST_TEMPERATURE:g}, or 0 (greedy)"
+            raise wrong(path, "temperature", self.temperature, must)
+        whole(path, "top_k", self.top_k, 1, none="all")
+        number(path, "top_p", self.top_p, above=0, high=1)
 
 
 class Sampled(NamedTuple):

@@ -7,10 +7,22 @@ from typing import Any
 
 from moe_kernels import ACTIVATIONS
 
+from moe_jax.common.checks import (
+    flag,
+    joined,
+    nested,
+    number,
+    one_of,
+    setting,
+    several,
+    whole,
+    wrong,
+)
 from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.layers import ExpertOptions
+from moe_jax.models.causal_config import check_causal
 from moe_jax.models.config_fields import Fields, fields_of
 from moe_jax.models.families import MOST_EXPERTS, MOST_LAYERS, activation, check_layers_alike
 
@@ -87,49 +99,35 @@ class SwitchConfig:
         """The decoder's layers with a mixture, in order."""
         return _sparse(self.num_decoder_layers, self.decoder_step)
 
-    def validate(self, path: str = "model") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field, alone and together.
 
         Raises:
           UserError: one is wrong; the message names it.
         """
-        for name, least in (
-            *((n, 1) for n in ("vocab_size", "d_model", "num_layers", "num_decoder_layers")),
-            *((n, 1) for n in ("num_heads", "head_dim", "d_ff")),
-            *(("encoder_step", 0), ("decoder_step", 0), ("num_buckets", 4), ("max_distance", 1)),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{path}.{name}={value!r} must be a whole number >= {least}")
+        for name, least in _LEAST.items():
+            whole(path, name, getattr(self, name), least)
         if self.max_distance <= self.num_buckets // 2:
-            raise UserError(
-                f"{path}.max_distance={self.max_distance} must be more than half of "
-                f"num_buckets={self.num_buckets}"
-            )
-        for name, allowed in (("activation", tuple(ACTIVATIONS)), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{path}.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}"
-                )
-        if not self.norm_eps > 0:
-            raise UserError(f"{path}.norm_eps={self.norm_eps} must be more than 0")
-        for name, ids in (
-            ("start_id", (self.start_id,)),
-            ("pad_id", (self.pad_id,)),
-            ("stop_ids", self.stop_ids),
-        ):
-            for i in ids:
-                if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.vocab_size:
-                    raise UserError(
-                        f"{path}.{name}: {i!r} is not one of the ids 0 to {self.vocab_size - 1}"
-                    )
-        self.gate.validate(f"{path}.gate.")
-        self.options.validate(f"{path}.options")
-        if self.gate.choice != "token":
-            raise UserError(
-                f"{path}.gate.choice={self.gate.choice!r} must be 'token': experts that choose "
-                "among tokens see those that come later"
-            )
+            buckets = setting(path, "num_buckets", self.num_buckets)
+            raise wrong(path, "max_distance", self.max_distance, f"be more than half of {buckets}")
+        one_of(path, "activation", self.activation, ACTIVATIONS)
+        one_of(path, "dtype", self.dtype, DTYPES)
+        flag(path, "router_bias", self.router_bias)
+        flag(path, "tie_embeddings", self.tie_embeddings)
+        number(path, "norm_eps", self.norm_eps, above=0)
+        several(path, "stop_ids", self.stop_ids)
+        ids = {"start_id": self.start_id, "pad_id": self.pad_id}
+        ids |= {f"stop_ids[{i}]": value for i, value in enumerate(self.stop_ids)}
+        for name, value in ids.items():
+            whole(path, name, value, 0, self.vocab_size - 1, why="the ids of the vocabulary")
+        nested(path, "gate", self.gate, GateConfig)
+        nested(path, "options", self.options, ExpertOptions)
+        check_causal(joined(path, "gate"), self.gate)
+
+
+_LEAST = dict.fromkeys(("vocab_size", "d_model", "num_layers", "num_decoder_layers"), 1)
+_LEAST |= {"num_heads": 1, "head_dim": 1, "d_ff": 1, "encoder_step": 0, "decoder_step": 0}
+_LEAST |= {"num_buckets": 4, "max_distance": 1}
 
 
 def _sparse(layers: int, step: int) -> tuple[int, ...]:

@@ -1,12 +1,22 @@
 """The settings of a rationale run."""
 
 import dataclasses
-import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from moe_jax.common.checks import (
+    flag,
+    joined,
+    nested,
+    number,
+    one_of,
+    setting,
+    several,
+    text,
+    whole,
+    wrong,
+)
 from moe_jax.common.files import local
 from moe_jax.data.corpus import CorpusConfig
-from moe_jax.errors import UserError
 from moe_jax.losses import LossWeights
 from moe_jax.models.pretrained import DEFAULT_ENCODER
 from moe_jax.training.config import TrainConfig
@@ -49,6 +59,36 @@ class ContextConfig:
     pool: str = "window"
     max_tokens: int = 256
     cache: str | None = None
+
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        text(path, "encoder", self.encoder)
+        local(self.encoder, joined(path, "encoder"))
+        whole(path, "layer", self.layer, why="-1: the last")
+        flag(path, "train_encoder", self.train_encoder)
+        if self.cache is not None:
+            text(path, "cache", self.cache)
+            local(self.cache, joined(path, "cache"))
+        self._validate_windows(path)
+        one_of(path, "pool", self.pool, POOLS)
+        whole(path, "max_tokens", self.max_tokens, max(2, *self.windows))
+
+    def _validate_windows(self, path: str) -> None:
+        several(path, "windows", self.windows)
+        if not self.windows:
+            raise wrong(path, "windows", (), "name a window, such as (12,)")
+        for width in self.windows:
+            if isinstance(width, bool) or not isinstance(width, int) or width < 0 or width == 1:
+                must = "hold widths of 2 or more tokens, or 0 for the whole text"
+                raise wrong(path, "windows", self.windows, must)
+        whole(path, "stride", self.stride, 1)
+        narrowest = min([width for width in self.windows if width] or [self.stride])
+        if self.stride > narrowest:
+            must = (
+                f"be at most the narrowest of {setting(path, 'windows', self.windows)}: "
+                "tokens between windows would have no state"
+            )
+            raise wrong(path, "stride", self.stride, must)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -95,6 +135,27 @@ class ModelConfig:
     restarts: int = 16
     word_rounds: int = 2
 
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        whole(path, "num_factors", self.num_factors, 2, why="1: all tokens would have the same")
+        whole(path, "k", self.k, 0, self.num_factors, why=f"{joined(path, 'num_factors')}; 0: all")
+        for name in ("temperature", "width"):
+            number(path, name, getattr(self, name), above=0)
+        flag(path, "centre", self.centre)
+        number(path, "stay", self.stay, above=0, below=1)
+        one_of(path, "smoothing", self.smoothing, SMOOTHINGS)
+        one_of(path, "normalise", self.normalise, NORMALISATIONS)
+        one_of(path, "transform", self.transform, TRANSFORMS)
+        one_of(path, "decoder", self.decoder, DECODERS)
+        one_of(path, "start", self.start, STARTS)
+        whole(path, "factor_dim", self.factor_dim, 0)
+        if self.factor_dim and self.transform == "none":
+            must = f"come with {joined(path, 'transform')}=linear or mlp"
+            raise wrong(path, "factor_dim", self.factor_dim, must)
+        number(path, "words", self.words, low=0)
+        whole(path, "restarts", self.restarts, 1)
+        whole(path, "word_rounds", self.word_rounds, 0)
+
 
 @dataclasses.dataclass(kw_only=True)
 class RationaleConfig:
@@ -120,91 +181,25 @@ class RationaleConfig:
     baselines: bool = True
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
-    def validate(self) -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field.
 
         Raises:
           UserError: the first wrong one, by its dotted path.
         """
-        try:
-            self.data.validate()
-        except UserError as error:
-            # The corpus names its fields as its own; here they are data.*.
-            raise UserError(str(error).replace("corpus.", "data.", 1)) from None
-        _validate_context(self.context)
-        _validate_model(self.model)
-        self.losses.validate("losses.")
+        nested(path, "data", self.data, CorpusConfig)
+        nested(path, "context", self.context, ContextConfig)
+        nested(path, "model", self.model, ModelConfig)
+        nested(path, "losses", self.losses, LossWeights)
         if self.losses.token and self.model.decoder == "none":
-            raise UserError(
-                f"losses.token={self.losses.token} needs a decoder: model.decoder=linear or mlp"
-            )
-        _at_least("batch_size", self.batch_size, 1)
-        self.train.validate("train")
+            must = f"come with a decoder: {joined(path, 'model.decoder')}=linear or mlp"
+            raise wrong(joined(path, "losses"), "token", self.losses.token, must)
+        whole(path, "batch_size", self.batch_size, 1)
+        flag(path, "baselines", self.baselines)
+        nested(path, "train", self.train, TrainConfig)
 
     def make_task(self) -> "RationaleTask":
         """The task that this config describes; loads the encoder."""
         from moe_jax.rationale.task import RationaleTask
 
         return RationaleTask(self)
-
-
-def _validate_context(context: ContextConfig) -> None:
-    local(context.encoder, "context.encoder")
-    if context.cache is not None:
-        local(context.cache, "context.cache")
-    if not context.windows:
-        raise UserError("context.windows=() names no window; (12,) would be right")
-    for width in context.windows:
-        if isinstance(width, bool) or not isinstance(width, int) or width < 0 or width == 1:
-            raise UserError(
-                f"context.windows={context.windows}: every width must be 2 or more tokens, "
-                "or 0 for the whole text"
-            )
-    _at_least("context.stride", context.stride, 1)
-    short = min([width for width in context.windows if width] or [context.stride])
-    if context.stride > short:
-        raise UserError(
-            f"context.stride={context.stride} is more than the narrowest of context.windows="
-            f"{context.windows}: tokens between windows would have no state"
-        )
-    _one_of("context.pool", context.pool, POOLS)
-    _at_least("context.max_tokens", context.max_tokens, max(2, *context.windows))
-
-
-def _validate_model(model: ModelConfig) -> None:
-    _at_least("model.num_factors", model.num_factors, 1)
-    if model.num_factors == 1:
-        raise UserError(
-            "model.num_factors=1 gives every token to the same factor: 2 or more are needed"
-        )
-    _at_least("model.k", model.k, 0)
-    if model.k > model.num_factors:
-        raise UserError(f"model.k={model.k} is more than model.num_factors={model.num_factors}")
-    for name in ("temperature", "width"):
-        value = getattr(model, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"model.{name}={value} must be a finite number above 0")
-    if not 0 < model.stay < 1:
-        raise UserError(f"model.stay={model.stay} must be between 0 and 1")
-    _one_of("model.smoothing", model.smoothing, SMOOTHINGS)
-    _one_of("model.normalise", model.normalise, NORMALISATIONS)
-    _one_of("model.transform", model.transform, TRANSFORMS)
-    _one_of("model.decoder", model.decoder, DECODERS)
-    _one_of("model.start", model.start, STARTS)
-    _at_least("model.factor_dim", model.factor_dim, 0)
-    if model.factor_dim and model.transform == "none":
-        raise UserError(f"model.factor_dim={model.factor_dim} needs model.transform=linear or mlp")
-    if not 0 <= model.words < math.inf:
-        raise UserError(f"model.words={model.words} must be a finite number of at least 0")
-    _at_least("model.restarts", model.restarts, 1)
-    _at_least("model.word_rounds", model.word_rounds, 0)
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}={value!r} must be one of {', '.join(allowed)}")

@@ -1,10 +1,18 @@
 """The settings of a training run."""
 
 import dataclasses
-import math
-from typing import Any
 
-from moe_jax.errors import UserError
+from moe_jax.common.checks import (
+    flag,
+    joined,
+    nested,
+    number,
+    one_of,
+    setting,
+    text,
+    whole,
+    wrong,
+)
 from moe_jax.training.retention import Best, Retention
 
 SCHEDULES = ("constant", "cosine")
@@ -32,22 +40,21 @@ class MeshConfig:
     expert: int = 1
     pmap: bool = False
 
-    def validate(self, path: str = "train.mesh") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
+        flag(path, "pmap", self.pmap)
         sizes = {"data": self.data, "fsdp": self.fsdp, "expert": self.expert}
-        if not isinstance(self.pmap, bool):
-            raise UserError(f"{path}.pmap={self.pmap!r}: must be True or False")
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-                raise UserError(f"{path}.{name}={size!r}: must be a whole number from 1, or -1")
+            if type(size) is not int or size != -1:
+                whole(path, name, size, 1, why="or -1: as many as there are devices for")
         rest = [name for name, size in sizes.items() if size == -1]
         if len(rest) > 1:
-            raise UserError(f"{path}.{rest[1]}=-1: {path}.{rest[0]} is -1 too; only one can be")
+            must = f"be at least 1 where {joined(path, rest[0])} is -1: only one can be"
+            raise wrong(path, rest[1], -1, must)
         for name in ("fsdp", "expert"):
             if self.pmap and sizes[name] != 1:
-                raise UserError(
-                    f"{path}.{name}={sizes[name]}: {path}.pmap has the axis data alone; leave it 1"
-                )
+                must = f"be 1: {joined(path, 'pmap')} has the axis data alone"
+                raise wrong(path, name, sizes[name], must)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -99,47 +106,37 @@ class TrainConfig:
     tensorboard: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
-    def validate(self, path: str = "train") -> None:
+    def validate(self, path: str = "") -> None:
         """Check every field; a UserError names the first wrong one as `path.field`."""
         for name, low in _INTEGERS.items():
-            _integer(f"{path}.{name}", getattr(self, name), low)
-        for name in ("learning_rate", "weight_decay", "grad_clip"):
-            _not_negative(f"{path}.{name}", getattr(self, name))
-        if self.learning_rate == 0:
-            raise UserError(f"{path}.learning_rate={self.learning_rate}: must be more than 0")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"{path}.schedule={self.schedule!r}: must be one of {SCHEDULES}")
-        if self.dtype not in DTYPES:
-            raise UserError(f"{path}.dtype={self.dtype!r}: must be one of {DTYPES}")
-        if not isinstance(self.tensorboard, bool):
-            raise UserError(f"{path}.tensorboard={self.tensorboard!r}: must be True or False")
-        if not isinstance(self.mesh, MeshConfig):
-            raise UserError(f"{path}.mesh={self.mesh!r}: must be a MeshConfig")
-        self.mesh.validate(f"{path}.mesh")
+            whole(path, name, getattr(self, name), low, _INTEGER_LIMIT)
+        number(path, "learning_rate", self.learning_rate, above=0)
+        number(path, "weight_decay", self.weight_decay, low=0)
+        number(path, "grad_clip", self.grad_clip, low=0)
+        one_of(path, "schedule", self.schedule, SCHEDULES)
+        one_of(path, "dtype", self.dtype, DTYPES)
+        flag(path, "tensorboard", self.tensorboard)
+        nested(path, "mesh", self.mesh, MeshConfig)
         self._check_keeping(path)
         if self.warmup_steps >= self.steps:
-            raise UserError(
-                f"{path}.warmup_steps={self.warmup_steps}: must be less than "
-                f"{path}.steps={self.steps}"
-            )
+            last = setting(path, "steps", self.steps)
+            raise wrong(path, "warmup_steps", self.warmup_steps, f"be less than {last}")
 
     def retention(self) -> Retention:
         """Which checkpoints the run keeps."""
         return Retention(self.keep_checkpoints, self.keep_every, Best.parse(self.keep_best))
 
     def _check_keeping(self, path: str) -> None:
-        saved = f"{path}.checkpoint_every={self.checkpoint_every}"
+        saved = setting(path, "checkpoint_every", self.checkpoint_every)
         if self.keep_every % self.checkpoint_every:
-            raise UserError(f"{path}.keep_every={self.keep_every}: must be a multiple of {saved}")
-        if not isinstance(self.keep_best, str):
-            raise UserError(f"{path}.keep_best={self.keep_best!r}: must be a text")
-        if Best.parse(self.keep_best, f"{path}.keep_best") is None:
+            raise wrong(path, "keep_every", self.keep_every, f"be a multiple of {saved}")
+        text(path, "keep_best", self.keep_best, empty=True)
+        if Best.parse(self.keep_best, joined(path, "keep_best")) is None:
             return
         if not self.eval_every or self.checkpoint_every % self.eval_every:
-            raise UserError(
-                f"{path}.keep_best={self.keep_best!r}: each checkpoint needs an evaluation, so "
-                f"{saved} must be a multiple of {path}.eval_every={self.eval_every}"
-            )
+            evaluated = setting(path, "eval_every", self.eval_every)
+            must = f"come with evaluations: {saved} must be a multiple of {evaluated}"
+            raise wrong(path, "keep_best", self.keep_best, must)
 
 
 _INTEGERS = {
@@ -155,14 +152,3 @@ _INTEGERS = {
     "max_bad_steps": 1,
 }
 _INTEGER_LIMIT = 2**31 - 1  # steps and seeds live in int32 on the device
-
-
-def _integer(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INTEGER_LIMIT:
-        raise UserError(f"{name}={value!r}: must be a whole number from {low} to {_INTEGER_LIMIT}")
-
-
-def _not_negative(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise UserError(f"{name}={value!r}: must be a finite number of at least 0")

@@ -51,12 +51,12 @@ class TestConfig:
         ],
     )
     def test_a_bad_value_is_named_by_its_field(self, field, value):
-        with pytest.raises(UserError, match=rf"^corpus\.{field}.*") as caught:
-            CorpusConfig(**{field: value}).validate()
+        with pytest.raises(UserError, match=rf"^corpus\.{field}=.*: must") as caught:
+            CorpusConfig(**{field: value}).validate("corpus")
         assert "\n" not in str(caught.value)
 
     def test_load_corpus_validates(self):
-        with pytest.raises(UserError, match=r"corpus\.seed"):
+        with pytest.raises(UserError, match=r"^seed=-1: must be from 0 to"):
             load_corpus(CorpusConfig(seed=-1))
 
 

@@ -275,7 +275,7 @@ class TestBadInput:
     def test_a_path_elsewhere(self):
         for name in ("gs://bucket/a.txt", "~nobody-here/a.txt"):
             with pytest.raises(UserError, match=r"^corpus\.path="):
-                CorpusConfig(path=name).validate()
+                CorpusConfig(path=name).validate("corpus")
 
 
 def test_jsonl_of_other_editors(tmp_path, monkeypatch):

@@ -357,40 +357,53 @@ def test_jitter_multiplies_the_input(key):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"k": 9}, "gate.k=9 is more than gate.num_experts=8"),
-        ({"k": 0}, "gate.k=0 must be at least 1"),
-        ({"num_experts": 0}, "gate.num_experts=0 must be at least 1"),
+        ({"k": 9}, "gate.k=9: must be at most gate.num_experts=8"),
+        ({"k": 0}, "gate.k=0: must be at least 1"),
+        ({"num_experts": 0}, "gate.num_experts=0: must be at least 1"),
         (
             {"score": "softmx"},
-            "gate.score=softmx is unknown: use softmax or sigmoid or sparsemixer",
+            "gate.score='softmx': must be one of softmax, sigmoid, sparsemixer",
         ),
-        ({"choice": "x"}, "gate.choice=x is unknown: use token or expert"),
-        ({"priority": "x"}, "gate.priority=x is unknown"),
-        ({"group_score": "x"}, "gate.group_score=x is unknown"),
-        ({"temperature": 0.0}, "gate.temperature=0.0 must be more than 0"),
-        ({"temperature": math.nan}, "gate.temperature=nan must be more than 0"),
-        ({"scale": -1.0}, "gate.scale=-1.0 must be more than 0"),
-        ({"jitter": 1.0}, "gate.jitter=1.0 must be in"),
-        ({"noise_std": -0.1}, "gate.noise_std=-0.1 must be a number >= 0"),
-        ({"renormalise_eps": math.inf}, "gate.renormalise_eps=inf"),
-        ({"num_groups": 3}, "gate.num_groups=3 must divide gate.num_experts=8"),
-        ({"num_groups": 2, "groups_kept": 3}, "gate.groups_kept=3 must be in 1..2"),
-        ({"k": 5, "num_groups": 2}, "gate.k=5 is more than the 4 experts of gate.groups_kept=1"),
-        ({"num_groups": 8, "groups_kept": 8, "group_score": "top2_sum"}, "needs groups of 2"),
-        ({"capacity": 0}, "gate.capacity=0 must be at least 1"),
-        ({"capacity_factor": 0.0}, "gate.capacity_factor=0.0 must be at least 0.01"),
-        ({"capacity": 1, "capacity_factor": 1.0}, "are both set: use one"),
-        ({"score": "sparsemixer", "topk_first": True}, "gate.topk_first=True has no meaning"),
-        ({"choice": "expert", "topk_first": True}, "gate.topk_first=True has no meaning"),
-        ({"choice": "expert", "num_groups": 2, "groups_kept": 2}, "gate.num_groups=2 has no"),
-        ({"choice": "expert", "priority": "score"}, "gate.priority=score has no meaning"),
-        ({"choice": "expert", "score": "sparsemixer"}, "gate.score=sparsemixer needs choice"),
+        ({"choice": "x"}, "gate.choice='x': must be one of token, expert"),
+        ({"priority": "x"}, "gate.priority='x': must be one of"),
+        ({"group_score": "x"}, "gate.group_score='x': must be one of"),
+        ({"temperature": 0.0}, "gate.temperature=0.0: must be more than 0"),
+        ({"temperature": math.nan}, "gate.temperature=nan: must be a finite number, more than 0"),
+        ({"scale": -1.0}, "gate.scale=-1.0: must be more than 0"),
+        ({"jitter": 1.0}, "gate.jitter=1.0: must be at least 0 and less than 1"),
+        ({"noise_std": -0.1}, "gate.noise_std=-0.1: must be at least 0"),
+        ({"renormalise_eps": math.inf}, "gate.renormalise_eps=inf: must be a finite number"),
+        ({"num_groups": 3}, "gate.num_groups=3: must divide gate.num_experts=8"),
+        (
+            {"num_groups": 2, "groups_kept": 3},
+            "gate.groups_kept=3: must be from 1 to 2 (gate.num_groups)",
+        ),
+        (
+            {"k": 5, "num_groups": 2},
+            "gate.k=5: must be at most 4, the experts of gate.groups_kept=1",
+        ),
+        ({"num_groups": 8, "groups_kept": 8, "group_score": "top2_sum"}, "must have groups of 2"),
+        ({"capacity": 0}, "gate.capacity=0: must be at least 1 (None: dropless)"),
+        ({"capacity_factor": 0.0}, "gate.capacity_factor=0.0: must be at least 0.01"),
+        (
+            {"capacity": 1, "capacity_factor": 1.0},
+            "gate.capacity=1: must be None beside gate.capacity_factor=1.0",
+        ),
+        ({"score": "sparsemixer", "topk_first": True}, "gate.topk_first=True: must be False"),
+        ({"choice": "expert", "topk_first": True}, "gate.topk_first=True: must be False"),
+        ({"choice": "expert", "num_groups": 2, "groups_kept": 2}, "gate.num_groups=2: must be 1"),
+        ({"choice": "expert", "priority": "score"}, "gate.priority='score': must be"),
+        ({"choice": "expert", "score": "sparsemixer"}, "needs gate.choice='token'"),
+        ({"k": 2.0}, "gate.k=2.0: must be a whole number, at least 1"),
+        ({"renormalise": 1}, "gate.renormalise=1: must be True or False"),
     ],
 )
 def test_bad_config(fields, message):
-    config = GateConfig(**{"num_experts": 8, "k": 2, **fields})
+    config = GateConfig(num_experts=8, k=2)
+    for name, value in fields.items():
+        setattr(config, name, value)  # as a flag does
     with pytest.raises(UserError) as error:
-        config.validate("gate.")
+        config.validate("gate")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError):

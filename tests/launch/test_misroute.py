@@ -204,7 +204,7 @@ def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, sign
         (["--experts=1:0", "--interventions=replay"], "replay needs --routes=FILE"),
         (["--experts=1:0", "--interventions=replay@answer"], "use replay or replay@prompt"),
         (["--experts=1:0", "--routes=nowhere"], "routes nowhere: can't be read as .npz"),
-        (["--experts=1:0", "--controls=5"], "controls=5 must be at least 20"),
+        (["--experts=1:0", "--controls=5"], "controls=5: must be at least 20"),
         (["--experts=1:0", "--controls=many"], "--controls=many: must be a whole number"),
         (["--experts=1:0", "--margin=wide"], "--margin=wide: must be a number"),
         (["--experts=1:0", "--filler=12"], "filler='12' is 2 tokens of this model"),

@@ -157,7 +157,7 @@ MISTAKES = {
     "bad truth": ([*GOOD, "--config.train.tensorboard=2"], r"--config\.train\.tensorboard=2"),
     "bad tuple": ([*GOOD, "--config.model.rates=("], r"--config\.model\.rates\[0\]='\('"),
     "no value": ([*GOOD, "--config.train.steps"], r"config\.train\.steps"),
-    "bad value": ([*GOOD, "--config.train.steps=0"], r"train\.steps=0: must be a whole number"),
+    "bad value": ([*GOOD, "--config.train.steps=0"], r"train\.steps=0: must be from 1 to"),
     "own field": ([*GOOD, "--config.model.width=0"], r"model\.width=0: must be at least 1"),
     "unknown flag": ([*GOOD, "--wrkdir=w"], r"'wrkdir'\. Did you mean: workdir"),
     "no flag": ([*GOOD, "w"], r"'w': not a flag"),

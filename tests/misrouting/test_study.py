@@ -264,12 +264,12 @@ def test_nothing_to_misroute_is_refused(lm, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"interventions": ()}, "interventions is empty"),
+        ({"interventions": ()}, r"interventions=\(\): must name at least one"),
         ({"interventions": ("zero", "zero@all")}, "zero@all is there twice"),
-        ({"controls": 5}, "controls=5 must be at least 20"),
-        ({"delimiter": ""}, "delimiter is empty"),
-        ({"options": 0}, "options=0 must be at least 1"),
-        ({"margin": 0.0}, "margin=0.0 must be between 0 and 1"),
+        ({"controls": 5}, "controls=5: must be at least 20"),
+        ({"delimiter": ""}, "delimiter='': must be a text that isn't empty"),
+        ({"options": 0}, "options=0: must be at least 1"),
+        ({"margin": 0.0}, "margin=0.0: must be more than 0 and less than 1"),
     ],
 )
 def test_a_wrong_setting_is_named(change, says):

@@ -309,17 +309,17 @@ def test_start_from_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("data.explanation", "no", r"data\.explanation='no' must be one of true, ignored, used"),
-        ("model.vocab_size", 300, r"model\.vocab_size=300 must be 18"),
-        ("model.max_length", 20, r"model\.max_length=20 must be at least \d+"),
+        ("data.explanation", "no", r"data\.explanation='no': must be one of true, ignored, used"),
+        ("model.vocab_size", 300, r"model\.vocab_size=300: must be 18"),
+        ("model.max_length", 20, r"model\.max_length=20: must be at least \d+"),
         ("model.experts", None, r"model\.experts=None"),
         ("model.num_heads", 3, r"model\.num_heads=3"),
         ("model.qk_norm", "head", ""),
         ("model.window", 7, r"model can't be saved: no covered architecture"),
         ("model.experts.gate.jitter", 0.1, r"model can't be saved"),
-        ("balance", -1.0, r"balance=-1\.0 must be a finite number"),
-        ("router_z", math.inf, r"router_z=inf must be"),
-        ("batch_size", 0, r"batch_size=0 must be a whole number"),
+        ("balance", -1.0, r"balance=-1\.0: must be at least 0"),
+        ("router_z", math.inf, r"router_z=inf: must be a finite number"),
+        ("batch_size", 0, r"batch_size=0: must be at least 1"),
         ("train.steps", 0, r"train\.steps=0"),
     ],
 )

@@ -129,14 +129,14 @@ def test_each_activation_is_its_formula(name):
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("vocab_size", 0, "encoder.vocab_size=0"),
-        ("d_ff", "40", "encoder.d_ff='40'"),
-        ("num_heads", 5, "encoder.num_heads=5 does not divide d_model=384"),
-        ("position_offset", 512, "encoder.num_positions=512"),
-        ("norm_eps", 0.0, "encoder.norm_eps=0.0"),
-        ("activation", "gulp", "encoder.activation='gulp' is not one of gelu"),
-        ("dtype", "int8", "encoder.dtype='int8'"),
-        ("pad_id", -1, "encoder.pad_id=-1"),
+        ("vocab_size", 0, "^vocab_size=0"),
+        ("d_ff", "40", "^d_ff='40'"),
+        ("num_heads", 5, "^num_heads=5: must divide d_model=384"),
+        ("position_offset", 512, "^num_positions=512: must leave a row after position_offset=512"),
+        ("norm_eps", 0.0, "^norm_eps=0.0"),
+        ("activation", "gulp", "^activation='gulp': must be one of gelu"),
+        ("dtype", "int8", "^dtype='int8'"),
+        ("pad_id", -1, "^pad_id=-1"),
     ],
 )
 def test_a_bad_config_names_the_field(field, value, words):

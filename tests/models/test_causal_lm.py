@@ -199,23 +199,26 @@ def test_bfloat16_keeps_the_router_in_float32(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_kv_heads": 3}, "model.num_kv_heads=3 does not divide num_heads=4"),
-        ({"num_heads": 5, "num_kv_heads": 5}, "does not divide d_model=128"),
-        ({"head_dim": 7}, "heads of width 7; rotation needs even"),
-        ({"qk_norm": "some"}, "model.qk_norm='some' is not one of none, head, all"),
-        ({"window": 0}, "model.window=0 must be"),
-        ({"clip_qkv": -1.0}, "model.clip_qkv=-1.0 must be more than 0"),
-        ({"rope": RopeConfig(scaling="yarn")}, "model.rope.scaling='yarn' is not one of"),
+        ({"num_kv_heads": 3}, "model.num_kv_heads=3: must divide model.num_heads=4"),
+        ({"num_heads": 5, "num_kv_heads": 5}, "model.num_heads=5: must divide model.d_model=128"),
+        ({"head_dim": 7}, "model.head_dim=7: must give heads of an even width"),
+        ({"qk_norm": "some"}, "model.qk_norm='some': must be one of none, head, all"),
+        ({"window": 0}, "model.window=0: must be"),
+        ({"clip_qkv": -1.0}, "model.clip_qkv=-1.0: must be more than 0"),
+        ({"rope": RopeConfig(scaling="yarn")}, "model.rope.scaling='yarn': must be one of"),
         ({"experts": ExpertsConfig(layers=(4,))}, "must be different layers from 0 to 3"),
-        ({"experts": ExpertsConfig(layers=())}, "use experts=None"),
-        ({"experts": ExpertsConfig(shared_gate=True)}, "needs model.experts.d_shared"),
-        ({"experts": ExpertsConfig(gate=GateConfig(k=9))}, "model.experts.gate.k=9 is more than"),
+        ({"experts": ExpertsConfig(layers=())}, "experts=None: all"),
+        ({"experts": ExpertsConfig(shared_gate=True)}, "must come with model.experts.d_shared"),
+        (
+            {"experts": ExpertsConfig(gate=GateConfig(k=9))},
+            "model.experts.gate.k=9: must be at most",
+        ),
         ({"experts": ExpertsConfig(gate=GateConfig(choice="expert"))}, "see those that come later"),
     ],
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        CausalConfig(**changes).validate()
+        CausalConfig(**changes).validate("model")
 
 
 @pytest.mark.parametrize(

@@ -114,20 +114,20 @@ def test_extreme_temperatures_and_logits(key):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": -0.1}, r"sampling.temperature=-0.1 must be 0 \(greedy\) or at least"),
-        ({"temperature": 1e-9}, "sampling.temperature=1e-09 must be"),
-        ({"temperature": float("nan")}, "sampling.temperature=nan must be"),
-        ({"temperature": float("inf")}, "sampling.temperature=inf must be"),
-        ({"top_k": 0}, "sampling.top_k=0 must be a whole number >= 1, or None"),
-        ({"top_k": True}, "sampling.top_k=True must be"),
-        ({"top_p": 0.0}, "sampling.top_p=0.0 must be more than 0 and at most 1"),
-        ({"top_p": 1.5}, "sampling.top_p=1.5 must be"),
-        ({"top_p": float("nan")}, "sampling.top_p=nan must be"),
+        ({"temperature": -0.1}, r"sampling.temperature=-0.1: must be at least 0 \(0: greedy\)"),
+        ({"temperature": 1e-9}, "sampling.temperature=1e-09: must be at least 1e-06, or 0"),
+        ({"temperature": float("nan")}, "sampling.temperature=nan: must be"),
+        ({"temperature": float("inf")}, "sampling.temperature=inf: must be"),
+        ({"top_k": 0}, r"sampling.top_k=0: must be at least 1 \(None: all\)"),
+        ({"top_k": True}, "sampling.top_k=True: must be a whole number"),
+        ({"top_p": 0.0}, "sampling.top_p=0.0: must be more than 0 and at most 1"),
+        ({"top_p": 1.5}, "sampling.top_p=1.5: must be"),
+        ({"top_p": float("nan")}, "sampling.top_p=nan: must be"),
     ],
 )
 def test_settings_that_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        SamplingConfig(**changes).validate()
+        SamplingConfig(**changes).validate("sampling")
 
 
 def test_settings_that_are_taken():

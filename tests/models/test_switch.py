@@ -310,21 +310,21 @@ def test_bfloat16_keeps_the_router_in_float32(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 0}, "model.num_heads=0 must be a whole number >= 1"),
-        ({"encoder_step": -1}, "model.encoder_step=-1 must be a whole number >= 0"),
-        ({"num_buckets": 3}, "model.num_buckets=3 must be a whole number >= 4"),
-        ({"max_distance": 16}, "max_distance=16 must be more than half of num_buckets=32"),
-        ({"activation": "tanh"}, "model.activation='tanh' is not one of silu"),
-        ({"norm_eps": 0.0}, "model.norm_eps=0.0 must be more than 0"),
-        ({"start_id": 256}, "model.start_id: 256 is not one of the ids 0 to 255"),
-        ({"stop_ids": (1, 256)}, "model.stop_ids: 256 is not one of the ids"),
-        ({"gate": GateConfig(k=9)}, "model.gate.k=9 is more than"),
+        ({"num_heads": 0}, "model.num_heads=0: must be at least 1"),
+        ({"encoder_step": -1}, "model.encoder_step=-1: must be at least 0"),
+        ({"num_buckets": 3}, "model.num_buckets=3: must be at least 4"),
+        ({"max_distance": 16}, "max_distance=16: must be more than half of model.num_buckets=32"),
+        ({"activation": "tanh"}, "model.activation='tanh': must be one of silu"),
+        ({"norm_eps": 0.0}, "model.norm_eps=0.0: must be more than 0"),
+        ({"start_id": 256}, "model.start_id=256: must be from 0 to 255"),
+        ({"stop_ids": (1, 256)}, r"model.stop_ids\[1\]=256: must be from 0 to 255"),
+        ({"gate": GateConfig(k=9)}, "model.gate.k=9: must be at most model.gate.num_experts=8"),
         ({"gate": GateConfig(choice="expert")}, "see those that come later"),
     ],
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        SwitchConfig(**changes).validate()
+        SwitchConfig(**changes).validate("model")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from moe_jax import losses
+from moe_jax.common.checks import nested
 from moe_jax.data.batches import batches
 from moe_jax.gating import GateConfig, dropped
 from moe_jax.layers import MoE
@@ -110,8 +111,8 @@ class MoEToyConfig:
         )
     )
 
-    def validate(self) -> None:
-        self.train.validate()
+    def validate(self, path: str = "") -> None:
+        nested(path, "train", self.train, TrainConfig)
 
     def make_task(self) -> Task:
         return MoETask()

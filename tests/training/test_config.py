@@ -167,7 +167,7 @@ def test_every_field_of_the_train_config_is_checked():
         config = TrainConfig()
         setattr(config, field.name, [1])
         with pytest.raises(UserError, match=rf"^train\.{field.name}="):
-            config.validate()
+            config.validate("train")
 
 
 def fail_in(workdir, write=None):

@@ -44,10 +44,13 @@ def test_devices_that_do_not_fit(config, devices, message):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"data": 0}, r"^train.mesh.data=0: must be a whole number from 1, or -1$"),
-        ({"fsdp": 2.0}, r"^train.mesh.fsdp=2.0: must"),
+        (
+            {"data": 0},
+            r"^train.mesh.data=0: must be at least 1 \(or -1: as many as there are devices for\)$",
+        ),
+        ({"fsdp": 2.0}, r"^train.mesh.fsdp=2.0: must be a whole number, at least 1"),
         ({"expert": True}, r"^train.mesh.expert=True: must"),
-        ({"expert": -1}, r"^train.mesh.expert=-1: train.mesh.data is -1 too; only one can be$"),
+        ({"expert": -1}, r"^train.mesh.expert=-1: must be at least 1 where train.mesh.data is -1"),
     ],
 )
 def test_bad_fields(config, message):
@@ -55,7 +58,7 @@ def test_bad_fields(config, message):
     for name, size in config.items():
         setattr(mesh, name, size)  # as a flag does
     with pytest.raises(UserError, match=message):
-        mesh.validate()
+        mesh.validate("train.mesh")
 
 
 EDF = ("expert", "embed", "hidden")

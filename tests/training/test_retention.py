@@ -152,15 +152,15 @@ def test_a_name_that_the_evaluation_does_not_give(tmp_path):
     "changes, message",
     [
         ({"keep_every": 15}, r"keep_every=15: must be a multiple of train.checkpoint_every=10"),
-        ({"keep_every": -10}, r"train.keep_every=-10: must be a whole number"),
+        ({"keep_every": -10}, r"train.keep_every=-10: must be from 0"),
         ({"keep_best": "f1"}, r"train.keep_best='f1': must be max:NAME"),
-        ({"eval_every": 0}, r"each checkpoint needs an evaluation"),
+        ({"eval_every": 0}, r"must come with evaluations: train.checkpoint_every=10 must be"),
         ({"eval_every": 20}, r"checkpoint_every=10 must be a multiple of train.eval_every=20"),
     ],
 )
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
-        settings(**changes).validate()
+        settings(**changes).validate("train")
 
 
 def test_the_script_evaluates_the_one_that_is_named(tmp_path, capsys, monkeypatch):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe_jax.common.checks import joined, nested, whole
 from moe_jax.data.batches import batches
-from moe_jax.errors import UserError
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.task import Task
 
@@ -101,10 +101,9 @@ class ToyConfig:
         )
     )
 
-    def validate(self) -> None:
-        if self.model.width < 1:
-            raise UserError(f"model.width={self.model.width}: must be at least 1")
-        self.train.validate()
+    def validate(self, path: str = "") -> None:
+        whole(joined(path, "model"), "width", self.model.width, 1)
+        nested(path, "train", self.train, TrainConfig)
 
     def make_task(self) -> Task:
         return ToyTask()
