@@ -23,7 +23,7 @@ def option_logp(
     *,
     batch_size: int,
 ) -> Float[np.ndarray, "c o"]:
-    """l(y | c) of each option y after its context c (`scoring.score_options`), in float64.
+    """l(y | c) of each option y after its context c (`score.score_options`), in float64.
 
     Args:
       lm: the model.
@@ -56,7 +56,7 @@ def text_scores(
     batch_size: int,
     full: bool = False,
 ) -> list[TextScore]:
-    """What comes after each prompt, token by token (`scoring.score_text`).
+    """What comes after each prompt, token by token (`score.score_text`).
 
     Args:
       lm: the model.

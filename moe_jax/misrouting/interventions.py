@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from moe_jax.gating import KEEP, GateConfig, RoutingEdit
+from moe_jax.models.rows import identity_edit
 
 Target = Bool[np.ndarray, "l e"]
 Tokens = Bool[np.ndarray, " t"]
@@ -358,8 +359,7 @@ def _edit(
     config: GateConfig, num_layers: int, tokens: Tokens | None, **changes: np.ndarray
 ) -> RoutingEdit:
     """The identity of every layer, with these leaves changed."""
-    plain = RoutingEdit.identity(config)._asdict()
-    leaves = {n: jnp.broadcast_to(a, (num_layers, *a.shape)) for n, a in plain.items()}
+    leaves = identity_edit(config, num_layers)._asdict()
     if tokens is not None:
         changes["tokens"] = np.broadcast_to(tokens, (num_layers, len(tokens)))
     for name, values in changes.items():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.gating import RoutingEdit
+from moe_jax.gating import GateConfig, RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
 
 # Rows grow by this many positions, so that few programs are compiled.
@@ -20,6 +20,17 @@ One for all has leaves [l 1 ...], the same for all prompts, or [l b ...], a row 
 Those of a list have leaves [l 1 ...], the same for all tokens of the prompt, or [l t ...]. `seed`
 is [l] and `stand_in` [l e #d], the same in all of a list.
 """
+
+
+def identity_edit(config: GateConfig, num_layers: int) -> RoutingEdit:
+    """The edit of a whole model that changes nothing: leaves [l 1 ...], `seed` [l].
+
+    Args:
+      config: the gate of its MoE layers.
+      num_layers: how many of these it has.
+    """
+    edit = RoutingEdit.identity(config)
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (num_layers, *a.shape)), edit)
 
 
 def rounded(length: int, stride: int = STRIDE) -> int:

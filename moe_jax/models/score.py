@@ -24,11 +24,18 @@ from jaxtyping import Bool, Float, Int
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
-from moe_jax.misrouting import interventions
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.generate_checks import Prompt, check_edit, checked_ids, checked_masks
-from moe_jax.models.rows import Edits, batches, by_position, padded, padded_masks, rounded
+from moe_jax.models.rows import (
+    Edits,
+    batches,
+    by_position,
+    identity_edit,
+    padded,
+    padded_masks,
+    rounded,
+)
 from moe_jax.models.score_programs import programs
 
 # Options are short: their tokens grow by this many positions.
@@ -37,7 +44,7 @@ _OPTION_STRIDE = 4
 Masks = Sequence[Bool[np.ndarray, " _"]]
 
 
-class Scores(NamedTuple):
+class OptionScores(NamedTuple):
     """Log-probabilities of the options of each prompt.
 
     Attributes:
@@ -76,7 +83,7 @@ def score_options(
     edit_options: Edits | None = None,
     batch_size: int = 64,
     pad_id: int = 0,
-) -> Scores:
+) -> OptionScores:
     """l(y | c) = sum_j log p(y_j | c, y_<j) of each option y after its context c.
 
     The context is read once, the options from its cache. What is read: all of c under `edit`, and
@@ -114,7 +121,7 @@ def score_options(
     check_edit("edit_options", edit_options, n, [most] * n)
     logp = np.zeros(shape, np.float32)
     if not logp.size:
-        return Scores(logp, length)
+        return OptionScores(logp, length)
     leaves, treedef = jax.tree.flatten(model)
     run = programs(treedef)[0]
     # One width for all batches: less to compile.
@@ -138,7 +145,7 @@ def score_options(
         )
         logp[line[:mine]] = np.asarray(found)[:mine]
     _check_numbers(list(logp))
-    return Scores(logp, length)
+    return OptionScores(logp, length)
 
 
 def score_text(
@@ -229,7 +236,7 @@ def _rows_of(
     if edit is None:
         if config.experts is None or not config.expert_layers:
             return None
-        edit = interventions.identity(config.experts.gate, len(config.expert_layers))
+        edit = identity_edit(config.experts.gate, len(config.expert_layers))
     leaves: dict[str, Any] = {}
     for name, leaf in edit._asdict().items():
         a = np.asarray(leaf)

@@ -1,6 +1,6 @@
 """The compiled halves of scoring: options after a context, and whole texts.
 
-Both take the model's leaves as a flat list and every array of a batch, padded; see scoring.py.
+Both take the model's leaves as a flat list and every array of a batch, padded; see score.py.
 """
 
 import functools
