@@ -12,8 +12,7 @@ own texts:
 """
 
 from moe_jax.data.corpus import CorpusConfig
-from moe_jax.losses import LossWeights
-from moe_jax.rationale.config import ContextConfig, ModelConfig, RationaleConfig
+from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
 from moe_jax.training.config import TrainConfig
 
 

@@ -10,8 +10,7 @@ after it under half a minute.
 """
 
 from moe_jax.data.corpus import CorpusConfig
-from moe_jax.losses import LossWeights
-from moe_jax.rationale.config import ContextConfig, ModelConfig, RationaleConfig
+from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
 from moe_jax.training.config import TrainConfig
 
 

@@ -10,20 +10,17 @@ token): the caller takes the mean. Conventions that hold for all of them:
 * Values and gradients are finite for finite input: at one-hot gates, at perfect balance, with one
   expert, with one token.
 
-"Seed 000" is the definition of the token-to-factor model: gate pi_ik over tokens i and factors k,
-factor states z_k, sentence target e(x). Sums and means are exactly as it has them: the entropy and
-the token reconstruction are sums over the tokens, overlap and balance are means.
+docs/rationale.md defines the token-to-factor model: gate pi_ik over tokens i and factors k, factor
+states z_k, sentence target e(x). Sums and means are exactly as it has them: the entropy and the
+token reconstruction are sums over the tokens, overlap and balance are means.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
-
-from moe_jax.common.checks import number
 
 AxisNames = str | tuple[str, ...] | None
 """Mesh axes to sum over; None or (): none."""
@@ -43,7 +40,7 @@ def sentence_reconstruction(
     Returns:
         [b], in the square of the embedding's unit.
 
-    Source: seed 000, L_sent.
+    Source: docs/rationale.md.
     """
     difference = _lift(target) - _lift(predicted)
     return jnp.sum(difference * difference, axis=-1)
@@ -67,7 +64,7 @@ def token_reconstruction(
     Returns:
         [b], a sum (not a mean) over real tokens.
 
-    Source: seed 000, L_tok.
+    Source: docs/rationale.md.
     """
     difference = _masked(_lift(states) - _lift(decoded), where)
     return jnp.sum(difference * difference, axis=(-2, -1))
@@ -89,7 +86,7 @@ def entropy(
     Returns:
         [b], nats, a sum over real tokens.
 
-    Source: seed 000, L_ent.
+    Source: docs/rationale.md.
     """
     p = _masked(_lift(probs), where)
     # Two selects: with one, the gradient of the branch not taken is 0 * inf = NaN.
@@ -113,7 +110,7 @@ def overlap(
     Returns:
         [b], a mean over real tokens.
 
-    Source: seed 000, L_overlap.
+    Source: docs/rationale.md.
     """
     p = _masked(_lift(probs), where)
     # Running sums give the pairs in O(K), without the cancellation of (1 - sum p^2) / 2.
@@ -135,7 +132,8 @@ def diversity(factors: Float[Array, "b e d"]) -> Float[Array, " b"]:
     Returns:
         [b].
 
-    Source: seed 000, L_div.
+    Source: docs/rationale.md; Lin et al. 2017 (structured self-attention), equation 8, has it for
+    rows of attention.
     """
     z = _lift(factors)
     gram = jnp.einsum("bed,bfd->bef", z, z, precision=jax.lax.Precision.HIGHEST)
@@ -153,9 +151,9 @@ def load_balance(
     r"""Squared distance of the mean gate from the uniform distribution.
 
     Formula: u_k = (1/T) sum_i pi_ik, loss = sum_k (u_k - 1/K)^2.
-    With over="sentence" T counts the sentence's real tokens, as seed 000 has it. With over="batch"
-    u is the mean over all real tokens of the batch: then each sentence may use few factors so
-    long as the batch uses all.
+    With over="sentence" T counts the sentence's real tokens. With over="batch" u is the mean over
+    all real tokens of the batch: then each sentence may use few factors so long as the batch uses
+    all.
 
     Args:
         probs: gate probabilities pi [b s e].
@@ -170,7 +168,7 @@ def load_balance(
     Raises:
         ValueError: `over` is neither of the two.
 
-    Source: seed 000, L_bal.
+    Source: docs/rationale.md.
     """
     if over not in ("sentence", "batch"):
         raise ValueError(f'over="{over}" is unknown: use "sentence" or "batch"')
@@ -245,60 +243,36 @@ def router_z(
     )
 
 
-@dataclasses.dataclass(kw_only=True)
-class LossWeights:
-    """The weights lambda of the six terms of seed 000's objective; 0 switches a term off."""
-
-    sentence: float = 1.0
-    token: float = 0.0
-    entropy: float = 0.0
-    overlap: float = 0.0
-    diversity: float = 0.0
-    balance: float = 0.0
-
-    def validate(self, path: str = "") -> None:
-        """Check that every weight is a finite number >= 0.
-
-        Raises:
-            UserError: one is not; the message names it as `path.field`.
-        """
-        for field in dataclasses.fields(self):
-            number(path, field.name, getattr(self, field.name), low=0)
-
-
-def objective(
-    terms: Mapping[str, Float[Array, "..."]], weights: LossWeights
+def weighted_sum(
+    terms: Mapping[str, Float[Array, "..."]], weights: Mapping[str, float]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    r"""The weighted sum of the means of the terms.
+    r"""The weighted sum of the means of some losses, by name.
 
-    Formula: sum_n lambda_n mean(terms[n]), in the order of the fields of `LossWeights`. A term of
-    weight 0 is reported, but takes no part in the sum (not even as 0 * inf).
+    Formula: sum_n weights[n] mean(terms[n]), in the order of `weights`. A term of weight 0 is
+    reported, but takes no part in the sum (not even as 0 * inf).
 
     Args:
-        terms: unreduced arrays by the field names of `LossWeights`, such as {"sentence": [b]}.
-        weights: the lambdas.
+        terms: unreduced arrays by name, such as {"sentence": [b], "balance": []}.
+        weights: a number for each name; those of weight 0 need no term.
 
     Returns:
-        The total, a scalar, and the mean of each term by name.
+        The total, a scalar, and the mean of each term by name, in the order of `weights`.
 
     Raises:
-        ValueError: a term has no weight of its name, or a weight above 0 has no term.
-
-    Source: seed 000, the total objective.
+        ValueError: a term has no weight of its name, or a weight other than 0 has no term.
     """
-    values = dataclasses.asdict(weights)
-    unknown = sorted(set(terms) - set(values))
+    unknown = sorted(set(terms) - set(weights))
     if unknown:
-        raise ValueError(f"terms has {unknown}, which LossWeights lacks: it has {list(values)}")
-    missing = [name for name, value in values.items() if value and name not in terms]
+        raise ValueError(f"terms has {unknown}, which weights lacks: it has {list(weights)}")
+    missing = [name for name, weight in weights.items() if weight and name not in terms]
     if missing:
         name = missing[0]
-        raise ValueError(f"weights.{name}={values[name]}, but terms lacks {name!r}")
-    means = {name: jnp.mean(_lift(terms[name])) for name in values if name in terms}
+        raise ValueError(f"weights[{name!r}]={weights[name]}, but terms lacks {name!r}")
+    means = {name: jnp.mean(_lift(terms[name])) for name in weights if name in terms}
     total = jnp.zeros((), jnp.float32)
     for name, mean in means.items():
-        if values[name]:
-            total = total + values[name] * mean
+        if weights[name]:
+            total = total + weights[name] * mean
     return total, means
 
 

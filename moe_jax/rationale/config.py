@@ -17,7 +17,6 @@ from moe_jax.common.checks import (
 )
 from moe_jax.common.files import local
 from moe_jax.data.corpus import CorpusConfig
-from moe_jax.losses import LossWeights
 from moe_jax.models.pretrained import DEFAULT_ENCODER
 from moe_jax.training.config import TrainConfig
 
@@ -34,7 +33,7 @@ STARTS = ("kmeans", "random")
 
 @dataclasses.dataclass(kw_only=True)
 class ContextConfig:
-    """Enc(x) of the seed: which encoder, and where it looks.
+    """The contextualiser Enc(x): which encoder, and where it looks.
 
     Attributes:
       encoder: "all-MiniLM-L6-v2" (embedded) or a folder with a Hugging Face encoder.
@@ -106,8 +105,8 @@ class ModelConfig:
         probability `stay`.
       width: standard deviation of the Gaussian, in tokens.
       stay: probability that the next token has the same factor, before training.
-      normalise: z_k as the "sum" of the routed states (the seed's), their "mean", the sum over
-        the "length" of the text, or of "unit" length.
+      normalise: z_k as the "sum" of the routed states (the formula as written), their "mean", the
+        sum over the "length" of the text, or of "unit" length.
       transform: f_k: "none", "linear" or "mlp" (one hidden layer).
       factor_dim: width of the transformed z_k; 0 = as wide as the states.
       decoder: g, that restores token states: "none", "linear" or "mlp".
@@ -158,14 +157,31 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class LossWeights:
+    """The weights of the six losses (docs/rationale.md); 0 switches a loss off."""
+
+    sentence: float = 1.0
+    token: float = 0.0
+    entropy: float = 0.0
+    overlap: float = 0.0
+    diversity: float = 0.0
+    balance: float = 0.0
+
+    def validate(self, path: str = "") -> None:
+        """Check every field; a UserError names the first wrong one as `path.field`."""
+        for field in dataclasses.fields(self):
+            number(path, field.name, getattr(self, field.name), low=0)
+
+
+@dataclasses.dataclass(kw_only=True)
 class RationaleConfig:
-    """A run of the rationale system (seed 000).
+    """A run of the rationale system (docs/rationale.md).
 
     Attributes:
       data: the texts.
       context: the contextualiser.
       model: gate, factors, reconstruction.
-      losses: the weights lambda of the six losses.
+      losses: the weights of the six losses.
       batch_size: texts (or pieces of long texts) in a training step.
       baselines: also score majority, random, k-means and NMF in an evaluation.
       train: steps, learning rate, checkpoints.

@@ -1,4 +1,4 @@
-"""The token-to-factor model: states -> gate -> factors -> reconstruction (seed 000)."""
+"""The token-to-factor model: states -> gate -> factors -> reconstruction (docs/rationale.md)."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class RationaleOutput(NamedTuple):
 
 
 class RationaleModel(nnx.Module):
-    r"""Seed 000's model on given token states.
+    r"""The token-to-factor model on given token states (docs/rationale.md).
 
         h_i      = (x_i - mean) / ||x_i - mean||           (`centre`; else h_i = x_i)
         pi_i     = softmax(smooth(W_g h / temperature + L[word]))_i

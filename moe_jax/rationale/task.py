@@ -1,5 +1,6 @@
 """The rationale model as a Task: its data, its losses, how it is judged and shown."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -36,7 +37,7 @@ _NUM_SCORED = 100  # test texts whose comprehensiveness and sufficiency are meas
 
 
 class RationaleTask(Task):
-    """Seed 000's objective on a corpus, with a frozen encoder or one that is trained along.
+    """The six losses (docs/rationale.md) on a corpus, with an encoder frozen or trained along.
 
     Args:
       config: validated here.
@@ -128,8 +129,7 @@ class RationaleTask(Task):
         }
         if out.decoded is not None:
             terms["token"] = losses.token_reconstruction(out.states, out.decoded, where=where)
-        total, means = losses.objective(terms, self.config.losses)
-        return total, means
+        return losses.weighted_sum(terms, dataclasses.asdict(self.config.losses))
 
     def train_data(self, part: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
         """Endless shuffled batches of padded texts."""

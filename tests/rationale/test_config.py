@@ -6,7 +6,7 @@ import pytest
 
 from configs import rationale, rationale_wikipedia
 from moe_jax.errors import UserError
-from moe_jax.rationale.config import RationaleConfig
+from moe_jax.rationale.config import LossWeights, RationaleConfig
 
 
 @pytest.mark.parametrize("module", [rationale, rationale_wikipedia])
@@ -102,3 +102,10 @@ def test_corners_are_allowed(changes):
             owner = getattr(owner, name)
         setattr(owner, field, value)
     config.validate()
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_weights_are_finite_and_not_negative(value):
+    with pytest.raises(UserError, match=rf"^losses.overlap={value} must be a finite number >= 0$"):
+        LossWeights(overlap=value).validate("losses.")
+    LossWeights().validate()

@@ -12,9 +12,8 @@ from flax import nnx
 from moe_jax.data.corpus import CorpusConfig
 from moe_jax.data.types import Example
 from moe_jax.errors import UserError
-from moe_jax.losses import LossWeights
 from moe_jax.models import pretrained
-from moe_jax.rationale.config import ContextConfig, ModelConfig, RationaleConfig
+from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
 from moe_jax.rationale.task import RationaleTask
 from moe_jax.training.checkpoint import restore_model
 from moe_jax.training.config import TrainConfig
