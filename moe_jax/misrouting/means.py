@@ -7,9 +7,8 @@ Letters: l layers with experts, e experts, k choices, d width; b rows of a batch
 t = b * s.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from moe_jax.errors import UserError
 from moe_jax.gating import expert_counts
 from moe_jax.layers import MoE
 from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.compiled import rebuilt
+from moe_jax.models.compiled import flat_model, per_structure
 from moe_jax.models.generate_checks import Prompt, checked_ids
 from moe_jax.models.rows import batches, padded
 
@@ -70,14 +69,13 @@ def expert_means(
             raise UserError(
                 f"text {i} has {len(row)} tokens: more than the context of {config.max_length}"
             )
-    leaves, treedef = jax.tree.flatten(model)
-    run = _program(treedef)
+    run = _sums_and_counts.of(flat_model(model))
     shape = (len(config.expert_layers), config.experts.gate.num_experts)
     total, tokens = np.zeros((*shape, config.d_model), np.float64), np.zeros(shape, np.int64)
     for mine, line in batches([len(r) for r in rows], batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
         where_bs[mine:] = False
-        sums, counts = jax.device_get(run(leaves, ids_bs, where_bs))
+        sums, counts = jax.device_get(run(ids_bs, where_bs))
         total += sums
         tokens += counts
     if not np.isfinite(total).all():
@@ -86,22 +84,18 @@ def expert_means(
     return ExpertMeans(mean.astype(np.float32), tokens)
 
 
-@functools.lru_cache(maxsize=8)
-def _program(treedef: Any) -> Callable[..., tuple[Array, Array]]:
-    """(sums [l e d], tokens [l e]) of models of one structure, compiled once per shape."""
-
-    @jax.jit
-    def sums(leaves: list[Array], ids_bs: Array, where_bs: Array) -> tuple[Array, Array]:
-        model = rebuilt(treedef, leaves)
-        out = model(ids_bs, where_bs, last_only=True, mixture_inputs=True)
-        t, found = ids_bs.size, []
-        for i, moe in enumerate(m.ffn for m in model.layers if isinstance(m.ffn, MoE)):
-            routing = jax.tree.map(lambda a, i=i: a[:, :, i].reshape(t, -1), out.routing)
-            x = out.inputs[:, :, i].reshape(t, -1)
-            found.append((_sums(moe, x, routing.expert), expert_counts(routing)))
-        return jax.tree.map(lambda *a: jnp.stack(a), *found)
-
-    return sums
+@per_structure()
+def _sums_and_counts(model: CausalLM, ids_bs: Array, where_bs: Array) -> tuple[Array, Array]:
+    """Sums [l e d] of the experts' outputs over a batch, and their numbers of tokens [l e]."""
+    out = model(ids_bs, where_bs, last_only=True, mixture_inputs=True)
+    if out.inputs is None:
+        raise ValueError("the model gave no inputs of its experts")
+    t, found = ids_bs.size, []
+    for i, moe in enumerate(m.ffn for m in model.layers if isinstance(m.ffn, MoE)):
+        routing = jax.tree.map(lambda a, i=i: a[:, :, i].reshape(t, -1), out.routing)
+        x = out.inputs[:, :, i].reshape(t, -1)
+        found.append((_sums(moe, x, routing.expert), expert_counts(routing)))
+    return jax.tree.map(lambda *a: jnp.stack(a), *found)
 
 
 def _sums(moe: MoE, x: Float[Array, "t d"], expert: Int[Array, "t k"]) -> Float[Array, "e d"]:

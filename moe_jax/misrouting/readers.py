@@ -7,7 +7,7 @@ layers and experts are others: a profile is of the one or the other. Letters: t 
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
-from moe_jax.gating import GateConfig, Routing
+from moe_jax.gating import GateConfig
 from moe_jax.misrouting.reading_tokens import special_tokens, with_generated
 from moe_jax.misrouting.subsets import PromptTokens
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import PretrainedLM
-from moe_jax.models.compiled import rebuilt
+from moe_jax.models.compiled import per_structure
 from moe_jax.models.generate import OnToken, ReadRouting, generate
 from moe_jax.models.rows import rounded
 from moe_jax.models.switch import SwitchTransformer
@@ -114,40 +114,28 @@ def _encoder_decoder(lm: PretrainedSwitch, *, writes: bool) -> Reader:
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _program(treedef: Any) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """Routing of models of one structure, compiled once per shape; see `generate`."""
-
-    @jax.jit
-    def routes(
-        leaves: list[jax.Array], ids_bs: jax.Array, where_bs: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = _routing(rebuilt(treedef, leaves), ids_bs, where_bs)
-        return found.expert, found.weight, found.probs
-
-    return routes
-
-
-def _routing(
+@per_structure()
+def _routes(
     model: CausalLM | SwitchTransformer, ids_bs: jax.Array, where_bs: jax.Array
-) -> Routing:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Experts, weights and scores [b s l ...] of the tokens of a batch."""
     if isinstance(model, SwitchTransformer):
-        found = model.encode(ids_bs, where_bs).routing
+        routing = model.encode(ids_bs, where_bs).routing
     else:
-        found = model(ids_bs, where_bs, last_only=True).routing
-    return _known(found)
+        routing = model(ids_bs, where_bs, last_only=True).routing
+    known = _known(routing)
+    return known.expert, known.weight, known.probs
 
 
 def _forward(
     model: CausalLM | SwitchTransformer, pad_id: int, prompts: Sequence[PromptTokens]
 ) -> list[Read]:
-    leaves, treedef = jax.tree.flatten(model)
     s = rounded(max(len(prompt.ids) for prompt in prompts))
     ids_bs = np.full((len(prompts), s), pad_id, np.int32)
     where_bs = np.zeros(ids_bs.shape, bool)
     for b, prompt in enumerate(prompts):
         ids_bs[b, : len(prompt.ids)], where_bs[b, : len(prompt.ids)] = prompt.ids, True
-    found = jax.device_get(_program(treedef)(leaves, jnp.asarray(ids_bs), jnp.asarray(where_bs)))
+    found = jax.device_get(_routes(model, jnp.asarray(ids_bs), jnp.asarray(where_bs)))
     return [
         (prompt, ReadRouting(*(a[b, : len(prompt.ids)] for a in found)))
         for b, prompt in enumerate(prompts)

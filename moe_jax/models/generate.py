@@ -7,9 +7,8 @@ found[0].routing.expert         # [t l k], prompt first, then the new tokens tha
 Prompts are read together, padded on the left; then one token of each at a time, with a cache.
 """
 
-import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.gating import RoutingEdit
 from moe_jax.models.causal_lm import Cache, CausalLM, Output
-from moe_jax.models.compiled import rebuilt
+from moe_jax.models.compiled import flat_model, per_structure
 from moe_jax.models.generate_checks import (
     Decode,
     Prompt,
@@ -149,8 +148,8 @@ def generate(
     masks = checked_masks("edit_where", edit_where, lengths)
     if not rows:
         return []
-    leaves, treedef = jax.tree.flatten(model)
-    prefill, step = _programs(treedef)
+    flat = flat_model(model)
+    prefill, step = _prefill.of(flat), _decode.of(flat)
     ids_bs, where_bs = padded(rows, pad_id)
     on_bs = padded_masks(masks, ids_bs.shape[1])
     room = rounded(max_new_tokens - 1)
@@ -166,11 +165,11 @@ def generate(
         jnp.float32(sampling.top_p),
     )
     texts = NewTexts("prompt", len(rows), frozenset(stop_ids), tuple(stop_texts), decode, rows)
-    out = prefill(leaves, ids_bs, where_bs, edit_prompt, on_bs, draw, slots)
+    out = prefill(ids_bs, where_bs, edit_prompt, on_bs, draw, slots)
     routings = []
     for number in range(max_new_tokens):
         if number:
-            out = step(leaves, out.cache, out.ids, texts.live.copy(), edit_generated, draw, number)
+            out = step(out.cache, out.ids, texts.live.copy(), edit_generated, draw, number)
         routings.append(out.routing)
         new, logprob = jax.device_get((out.ids, out.logprob))
         shown = texts.add(new, logprob)
@@ -199,51 +198,43 @@ class _Step(NamedTuple):
     cache: Cache
 
 
-@functools.lru_cache(maxsize=8)
-def _programs(treedef: Any) -> tuple[Callable[..., _Step], Callable[..., _Step]]:
-    """(prefill, step) of models of one structure, compiled once per shape.
+@per_structure(static_argnames="slots")
+def _prefill(
+    model: CausalLM,
+    ids_bs: Array,
+    where_bs: Array,
+    edit: RoutingEdit | None,
+    on_bs: Array,
+    draw: _Draw,
+    slots: int,
+) -> _Step:
+    """Read the prompts and draw the first token of each."""
+    out = model(
+        ids_bs,
+        where_bs,
+        cache=model.empty_cache(len(ids_bs), slots),
+        edit=for_positions(edit, on_bs),
+        last_only=True,
+    )
+    return _drawn(out, draw, jnp.int32(0))
 
-    They take the model's leaves as a flat list: putting that together costs nothing in each step,
-    where flattening a module would.
-    """
 
-    @functools.partial(jax.jit, static_argnames="slots")
-    def prefill(
-        leaves: list[Array],
-        ids_bs: Array,
-        where_bs: Array,
-        edit: RoutingEdit | None,
-        on_bs: Array,
-        draw: _Draw,
-        slots: int,
-    ) -> _Step:
-        model = rebuilt(treedef, leaves)
-        out = model(
-            ids_bs,
-            where_bs,
-            cache=model.empty_cache(len(ids_bs), slots),
-            edit=for_positions(edit, on_bs),
-            last_only=True,
-        )
-        return _drawn(out, draw, jnp.int32(0))
-
-    @functools.partial(jax.jit, donate_argnames="cache")
-    def step(
-        leaves: list[Array],
-        cache: Cache,
-        ids_b: Array,
-        live_b: Array,
-        edit: RoutingEdit | None,
-        draw: _Draw,
-        number: Array,
-    ) -> _Step:
-        if edit is not None:
-            edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
-        edit = at_position(edit, number - 1)
-        out = rebuilt(treedef, leaves)(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
-        return _drawn(out, draw, number)
-
-    return prefill, step
+@per_structure(donate_argnames="cache")
+def _decode(
+    model: CausalLM,
+    cache: Cache,
+    ids_b: Array,
+    live_b: Array,
+    edit: RoutingEdit | None,
+    draw: _Draw,
+    number: Array,
+) -> _Step:
+    """Read the token of each prompt that was drawn last, and draw the next."""
+    if edit is not None:
+        edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
+    edit = at_position(edit, number - 1)
+    out = model(ids_b[:, None], live_b[:, None], cache=cache, edit=edit)
+    return _drawn(out, draw, number)
 
 
 def _drawn(out: Output, draw: _Draw, number: Array) -> _Step:

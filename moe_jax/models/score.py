@@ -26,6 +26,7 @@ from moe_jax.gating import RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
 from moe_jax.models.causal_config import CausalConfig
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.compiled import flat_model
 from moe_jax.models.generate_checks import Prompt, check_edit, checked_ids, checked_masks
 from moe_jax.models.rows import (
     Edits,
@@ -36,7 +37,7 @@ from moe_jax.models.rows import (
     padded_masks,
     rounded,
 )
-from moe_jax.models.score_programs import programs
+from moe_jax.models.score_programs import option_logp, read_rows
 
 # Options are short: their tokens grow by this many positions.
 _OPTION_STRIDE = 4
@@ -122,8 +123,7 @@ def score_options(
     logp = np.zeros(shape, np.float32)
     if not logp.size:
         return OptionScores(logp, length)
-    leaves, treedef = jax.tree.flatten(model)
-    run = programs(treedef)[0]
+    run = option_logp.of(flat_model(model))
     # One width for all batches: less to compile.
     read = rounded(most, _OPTION_STRIDE)
     for mine, line in batches(context_lengths, batch_size):
@@ -134,7 +134,6 @@ def score_options(
                 ids_bor[b, o, : len(y)] = y
         where_bs[mine:] = False
         found = run(
-            leaves,
             ids_bs,
             where_bs,
             _rows_of(edit, line, config, context_lengths, ids_bs.shape[1]),
@@ -194,8 +193,7 @@ def score_text(
     lengths = [len(row) for row in rows]
     masks = checked_masks("edit_where", edit_where, lengths)
     check_edit("edit", edit, n, lengths)
-    leaves, treedef = jax.tree.flatten(model)
-    run = programs(treedef)[1]
+    run = read_rows.of(flat_model(model))
     found: dict[int, TextScore] = {}
     for mine, line in batches(lengths, batch_size):
         ids_bs, where_bs = padded([rows[i] for i in line], pad_id)
@@ -205,7 +203,7 @@ def score_text(
         last = min(rounded(max(len(after[i]) for i in line)), s - 1)
         on_bs = padded_masks([masks[i] for i in line], s) & where_bs
         mine_edit = _rows_of(edit, line, config, lengths, s)
-        out = jax.device_get(run(leaves, ids_bs, where_bs, mine_edit, on_bs, last, full))
+        out = jax.device_get(run(ids_bs, where_bs, mine_edit, on_bs, last, full))
         for b, i in enumerate(line[:mine].tolist()):
             text, whole = last - len(after[i]), s - len(rows[i])
             found[i] = TextScore(

@@ -1,11 +1,9 @@
 """The compiled halves of scoring: options after a context, and whole texts.
 
-Both take the model's leaves as a flat list and every array of a batch, padded; see score.py.
+Both take a model and every array of a batch, padded; see score.py.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
-from moe_jax.models.compiled import rebuilt
+from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.compiled import per_structure
 from moe_jax.models.rows import for_positions, has_positions
 
 
@@ -26,68 +25,65 @@ class TextsRead(NamedTuple):
     vocabulary: Float[Array, "b r v"] | None
 
 
-@functools.lru_cache(maxsize=8)
-def programs(treedef: Any) -> tuple[Callable[..., Array], Callable[..., TextsRead]]:
-    """(options, texts) of models of one structure, compiled once per shape; see `generate`."""
+@per_structure()
+def option_logp(
+    model: CausalLM,
+    ids_bs: Array,
+    where_bs: Array,
+    edit: RoutingEdit | None,
+    on_bs: Array,
+    ids_bor: Array,
+    length_bo: Array,
+    edit_options: RoutingEdit | None,
+) -> Array:
+    """Log-probabilities [b o] of options after contexts, each context read once."""
+    b, o, r = ids_bor.shape
+    out = model(
+        ids_bs,
+        where_bs,
+        cache=model.empty_cache(b, ids_bs.shape[1] + r - 1),
+        edit=for_positions(edit, on_bs),
+        last_only=True,
+    )
+    said_bv = jax.nn.log_softmax(out.logits[:, -1])
+    logp_bo = jnp.take_along_axis(said_bv, ids_bor[:, :, 0], axis=1)
+    if r == 1:
+        return logp_bo
+    ids, read = (
+        ids_bor.reshape(b * o, r),
+        jnp.arange(r - 1)[None, None] < length_bo[..., None] - 1,
+    )
+    out = model(
+        ids[:, :-1],
+        read.reshape(b * o, r - 1),
+        cache=jax.tree.map(lambda a: jnp.repeat(a, o, axis=0) if a.ndim else a, out.cache),
+        edit=for_positions(_for_options(edit_options, o), read.reshape(b, -1)),
+    )
+    later = _of_tokens(jax.nn.log_softmax(out.logits), ids[:, 1:]).reshape(b, o, r - 1)
+    return logp_bo + jnp.sum(jnp.where(read, later, 0), axis=-1)
 
-    @jax.jit
-    def options(
-        leaves: list[Array],
-        ids_bs: Array,
-        where_bs: Array,
-        edit: RoutingEdit | None,
-        on_bs: Array,
-        ids_bor: Array,
-        length_bo: Array,
-        edit_options: RoutingEdit | None,
-    ) -> Array:
-        model, (b, o, r) = rebuilt(treedef, leaves), ids_bor.shape
-        out = model(
-            ids_bs,
-            where_bs,
-            cache=model.empty_cache(b, ids_bs.shape[1] + r - 1),
-            edit=for_positions(edit, on_bs),
-            last_only=True,
-        )
-        said_bv = jax.nn.log_softmax(out.logits[:, -1])
-        logp_bo = jnp.take_along_axis(said_bv, ids_bor[:, :, 0], axis=1)
-        if r == 1:
-            return logp_bo
-        ids, read = (
-            ids_bor.reshape(b * o, r),
-            jnp.arange(r - 1)[None, None] < length_bo[..., None] - 1,
-        )
-        out = model(
-            ids[:, :-1],
-            read.reshape(b * o, r - 1),
-            cache=jax.tree.map(lambda a: jnp.repeat(a, o, axis=0) if a.ndim else a, out.cache),
-            edit=for_positions(_for_options(edit_options, o), read.reshape(b, -1)),
-        )
-        later = _of_tokens(jax.nn.log_softmax(out.logits), ids[:, 1:]).reshape(b, o, r - 1)
-        return logp_bo + jnp.sum(jnp.where(read, later, 0), axis=-1)
 
-    @functools.partial(jax.jit, static_argnums=(5, 6))
-    def texts(
-        leaves: list[Array],
-        ids_bs: Array,
-        where_bs: Array,
-        edit: RoutingEdit | None,
-        on_bs: Array,
-        last: int,
-        full: bool,
-    ) -> TextsRead:
-        out = rebuilt(treedef, leaves)(ids_bs, where_bs, edit=for_positions(edit, on_bs))
-        start = ids_bs.shape[1] - last
-        said_brv = jax.nn.log_softmax(out.logits[:, start - 1 : -1])
-        r = out.routing
-        return TextsRead(
-            _of_tokens(said_brv, ids_bs[:, start:]),
-            None if r is None else r.expert,
-            None if r is None else r.weight,
-            said_brv if full else None,
-        )
-
-    return options, texts
+@per_structure(static_argnames=("last", "full"))
+def read_rows(
+    model: CausalLM,
+    ids_bs: Array,
+    where_bs: Array,
+    edit: RoutingEdit | None,
+    on_bs: Array,
+    last: int,
+    full: bool,
+) -> TextsRead:
+    """Read whole rows; log-probabilities of their last `last` tokens, `full`: of all others too."""
+    out = model(ids_bs, where_bs, edit=for_positions(edit, on_bs))
+    start = ids_bs.shape[1] - last
+    said_brv = jax.nn.log_softmax(out.logits[:, start - 1 : -1])
+    r = out.routing
+    return TextsRead(
+        _of_tokens(said_brv, ids_bs[:, start:]),
+        None if r is None else r.expert,
+        None if r is None else r.weight,
+        said_brv if full else None,
+    )
 
 
 def _for_options(edit: RoutingEdit | None, options: int) -> RoutingEdit | None:

@@ -7,8 +7,7 @@ found[0].decoder_routing.expert         # [n l k]: config.start_id first, then i
 The sources are read once, together; then the decoder reads one token of each at a time.
 """
 
-import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.gating import Routing, RoutingEdit
-from moe_jax.models.compiled import rebuilt
+from moe_jax.models.compiled import flat_model, per_structure
 from moe_jax.models.generate import OnToken, ReadRouting
 from moe_jax.models.generate_checks import (
     Decode,
@@ -106,15 +105,15 @@ def generate_switch(
         check_edit(name, edit, len(rows))
     if not rows:
         return []
-    leaves, treedef = jax.tree.flatten(model)
-    read, step = _programs(treedef)
+    flat = flat_model(model)
+    read, step = _read.of(flat), _decode.of(flat)
     ids_bs, where_bs = _padded(rows, config.pad_id)
-    cache, encoder = read(leaves, ids_bs, where_bs, edit_encoder, rounded(max_new_tokens))
+    cache, encoder = read(ids_bs, where_bs, edit_encoder, rounded(max_new_tokens))
     ids_b = np.full(len(rows), config.start_id, np.int32)
     texts = NewTexts("source", len(rows), stops, tuple(stop_texts), decode)
     routings = []
     for number in range(max_new_tokens):
-        out = step(leaves, cache, ids_b, edit_decoder, np.uint32(number))
+        out = step(cache, ids_b, edit_decoder, np.uint32(number))
         cache = out.cache
         routings.append(out.routing)
         ids_b, logprob = jax.device_get((out.ids, out.logprob))
@@ -135,35 +134,31 @@ class _Step(NamedTuple):
     cache: Cache
 
 
-@functools.lru_cache(maxsize=8)
-def _programs(treedef: Any) -> tuple[Callable[..., Any], Callable[..., _Step]]:
-    """(read a source, read one token) for models of one structure, compiled once per shape."""
+@per_structure(static_argnames="slots")
+def _read(
+    model: SwitchTransformer,
+    ids_bs: Array,
+    where_bs: Array,
+    edit: RoutingEdit | None,
+    slots: int,
+) -> tuple[Cache, Any]:
+    """Read the sources: the decoder's cache, and the encoder's routing."""
+    encoded = model.encode(ids_bs, where_bs, edit=for_positions(edit, where_bs))
+    return model.start(encoded.states, where_bs, slots=slots), _kept(encoded.routing)
 
-    @functools.partial(jax.jit, static_argnames="slots")
-    def read(
-        leaves: list[Array],
-        ids_bs: Array,
-        where_bs: Array,
-        edit: RoutingEdit | None,
-        slots: int,
-    ) -> tuple[Cache, Any]:
-        model = rebuilt(treedef, leaves)
-        encoded = model.encode(ids_bs, where_bs, edit=for_positions(edit, where_bs))
-        return model.start(encoded.states, where_bs, slots=slots), _kept(encoded.routing)
 
-    @functools.partial(jax.jit, donate_argnames="cache")
-    def step(
-        leaves: list[Array], cache: Cache, ids_b: Array, edit: RoutingEdit | None, number: Array
-    ) -> _Step:
-        if edit is not None:
-            edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
-        out = rebuilt(treedef, leaves).decode(ids_b[:, None], cache, edit=edit)
-        logits = out.logits[:, 0]
-        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logprob = jnp.max(jax.nn.log_softmax(logits), axis=-1)
-        return _Step(chosen, logprob, _kept(out.routing), out.cache)
-
-    return read, step
+@per_structure(donate_argnames="cache")
+def _decode(
+    model: SwitchTransformer, cache: Cache, ids_b: Array, edit: RoutingEdit | None, number: Array
+) -> _Step:
+    """Read one token of each text, and choose the next."""
+    if edit is not None:
+        edit = edit._replace(seed=edit.seed + jnp.asarray(number).astype(edit.seed.dtype))
+    out = model.decode(ids_b[:, None], cache, edit=edit)
+    logits = out.logits[:, 0]
+    chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logprob = jnp.max(jax.nn.log_softmax(logits), axis=-1)
+    return _Step(chosen, logprob, _kept(out.routing), out.cache)
 
 
 def _kept(routing: Routing | None) -> Any:

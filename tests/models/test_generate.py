@@ -182,3 +182,20 @@ def test_no_prompts_and_broken_weights(mixture):
     nnx.update(broken, jax.tree.map(lambda a: a * jnp.nan, nnx.state(broken)))
     with pytest.raises(UserError, match="logits are not numbers after 0 new tokens of prompt 0"):
         generate(broken, [[1]], max_new_tokens=2)
+
+
+def test_programs_are_compiled_once_for_models_of_one_structure(monkeypatch):
+    traced, call = [], CausalLM.__call__
+
+    def counted(self, ids, *args, **kwargs):
+        traced.append(ids.shape)
+        return call(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(CausalLM, "__call__", counted)
+    # A window that no other test has: nothing is compiled yet.
+    for scale in (1.0, 2.0):
+        model = small("dense", window=11)
+        nnx.update(model, jax.tree.map(lambda a, s=scale: a * s, nnx.state(model)))
+        generate(model, PROMPTS, max_new_tokens=3)
+        generate(model, PROMPTS, max_new_tokens=2, seed=1)
+    assert traced == [(3, 32), (3, 1)]
