@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from moe_jax.common.statistics import Interval
 from moe_jax.misrouting.conditions import ON_LAYERS
 from moe_jax.misrouting.measures import ACCURACY, HEADLINE, OF_THE_BASE_RUN
 from moe_jax.misrouting.misroute_words import (
@@ -21,7 +22,7 @@ from moe_jax.misrouting.misroute_words import (
     short_spec,
     verdict,
 )
-from moe_jax.misrouting.study_results import Estimate, Measure, Row, Study
+from moe_jax.misrouting.study_results import Measure, Row, Study
 from moe_jax.reports.escape import one_line
 from moe_jax.reports.page import Cell, Column, number, paragraph, table
 
@@ -123,7 +124,7 @@ def faithfulness(study: Study) -> Markup:
             value, low, high, p = (math.nan,) * 4 if d is None else (d.value, d.low, d.high, d.p)
             rows.append(
                 [marked(m), _plain(base, grey), _plain(value, grey)]
-                + [_shown(interval(Estimate(value, low, high)), low, grey)]
+                + [_shown(interval(Interval(value, low, high)), low, grey)]
                 + [_shown(number(p), p, grey), verdict(m)]
             )
     return table(columns, rows)
@@ -152,8 +153,8 @@ def mediation(study: Study) -> Markup:
     rows: list[list[Any]] = []
     for spec, found in study.mediation.items():
         arrays = [np.asarray(a, np.float64).tolist() for a in found.mean]
-        cells = [_estimate_cell(Estimate(*values)) for values in zip(*arrays, strict=True)]
-        share = Estimate(*(float(x) for x in found.share))
+        cells = [_estimate_cell(Interval(*values)) for values in zip(*arrays, strict=True)]
+        share = Interval(*(float(x) for x in found.share))
         rows.append([short_spec(spec), *cells, _share_cell(share), len(found.effect)])
     if not rows:
         return paragraph("No intervention acts on all tokens: nothing to take apart.", "missing")
@@ -195,9 +196,9 @@ def _against(study: Study, measures: Sequence[Measure]) -> Markup:
             less = row.matched.get(m.name, math.nan)
             rows.append(
                 [_name(row), marked(m)]
-                + [_estimate_cell(Estimate(*map(float, found.faithfulness)), grey)]
-                + [_estimate_cell(Estimate(*map(float, found.performance)))]
-                + [_estimate_cell(Estimate(*map(float, found.unchanged)), grey)]
+                + [_estimate_cell(Interval(*map(float, found.faithfulness)), grey)]
+                + [_estimate_cell(Interval(*map(float, found.performance)))]
+                + [_estimate_cell(Interval(*map(float, found.unchanged)), grey)]
                 + [found.rows_unchanged, _shown(change(less), less, grey)]
                 + [_plain(found.partial, grey), f"{kept} (p {number(row.preserved.p)})"]
             )
@@ -229,14 +230,14 @@ def _effect_cell(row: Row, measure: Measure, has_controls: bool) -> Cell:
     return Cell(_greyed(own + small, grey), e.change.mean)
 
 
-def _estimate_cell(estimate: Estimate, grey: bool = False) -> Cell:
+def _estimate_cell(estimate: Interval, grey: bool = False) -> Cell:
     if not math.isfinite(estimate.mean):
         return Cell(Markup.escape("–"), "")
     html = Markup("{}<br><small>{}</small>").format(change(estimate.mean), interval(estimate))
     return Cell(_greyed(html, grey), estimate.mean)
 
 
-def _share_cell(share: Estimate) -> Cell:
+def _share_cell(share: Interval) -> Cell:
     if not math.isfinite(share.mean):
         return Cell(Markup.escape("–"), "")
     html = Markup("{}<br><small>{}</small>").format(f"{share.mean:.2f}", interval(share))

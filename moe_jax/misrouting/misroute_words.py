@@ -2,8 +2,9 @@
 
 import math
 
+from moe_jax.common.statistics import Interval
 from moe_jax.misrouting.measures import OF_THE_BASE_RUN
-from moe_jax.misrouting.study_results import Estimate, Measure, Row
+from moe_jax.misrouting.study_results import Measure, Row
 
 LEVEL = 0.05
 BEYOND, CHANGED, OPPOSITE = "●", "○", "opposite"
@@ -54,7 +55,7 @@ def mark(row: Row, name: str) -> str:
     return BEYOND if effect.p_control <= LEVEL else CHANGED
 
 
-def interval(estimate: Estimate) -> str:
+def interval(estimate: Interval) -> str:
     """Its ends; a dash without."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return "–"

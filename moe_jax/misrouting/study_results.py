@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from moe_jax.common.statistics import Equivalence
+from moe_jax.common.statistics import Equivalence, Interval
 from moe_jax.misrouting.diagnosticity import Diagnosticity
 from moe_jax.misrouting.mediation import AgainstPerformance, Mediation
 
@@ -33,14 +33,6 @@ class Measure(NamedTuple):
     floor: float
 
 
-class Estimate(NamedTuple):
-    """A mean and its 95% interval; NaN where it isn't defined."""
-
-    mean: float
-    low: float
-    high: float
-
-
 class Effect(NamedTuple):
     """What an intervention does to one measure, over prompts in which both runs have it.
 
@@ -58,10 +50,10 @@ class Effect(NamedTuple):
 
     base: float
     value: float
-    change: Estimate
+    change: Interval
     p: float
     p_holm: float
-    control: Estimate
+    control: Interval
     p_control: float
     prompts: int
 
@@ -168,7 +160,7 @@ class Study(NamedTuple):
     measured: int
     controls: int
     selected: list[tuple[int, int]]
-    accuracy: Estimate
+    accuracy: Interval
     by_difficulty: list[tuple[float, int, float]]
     measures: list[Measure]
     rows: list[Row]

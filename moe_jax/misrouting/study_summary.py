@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moe_jax.common.statistics import (
+    Interval,
     bootstrap_interval,
     empirical_p,
     holm,
@@ -30,7 +31,6 @@ from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.study_results import (
     Agreement,
     Effect,
-    Estimate,
     Example,
     Measure,
     Row,
@@ -38,7 +38,7 @@ from moe_jax.misrouting.study_results import (
 )
 
 Record = Mapping[str, Any]
-_NONE = Estimate(np.nan, np.nan, np.nan)
+_NONE = Interval(np.nan, np.nan, np.nan)
 _EXAMPLES = 8
 
 
@@ -113,12 +113,12 @@ def _changes(base: Record, run: Record, name: str) -> Float[np.ndarray, " n"]:
     return _values(run, name) - _values(base, name)
 
 
-def _estimate(value: Float[np.ndarray, " n"], config: StudyConfig) -> Estimate:
+def _estimate(value: Float[np.ndarray, " n"], config: StudyConfig) -> Interval:
     finite = value[np.isfinite(value)]
     if not len(finite):
         return _NONE
     got = bootstrap_interval(finite, seed=config.seed)
-    return Estimate(float(got.mean), float(got.low), float(got.high))
+    return Interval(float(got.mean), float(got.low), float(got.high))
 
 
 def _row(base: Record, run: Record, sets: Sequence[Record], config: StudyConfig) -> Row:
@@ -160,7 +160,7 @@ def _effect(
     control, p_control = _NONE, np.nan
     if len(random):
         low, high = np.quantile(random, [0.025, 0.975])
-        control = Estimate(float(random.mean()), float(low), float(high))
+        control = Interval(float(random.mean()), float(low), float(high))
         # Of sizes, so that 20 sets can say 1/21: doubling the smaller tail could say 2/21 at best.
         p_control = float(empirical_p(np.asarray(abs(change.mean())), np.abs(random)))
     return Effect(

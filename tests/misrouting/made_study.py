@@ -9,7 +9,6 @@ from moe_jax.misrouting.mediation import AgainstPerformance, Mediation
 from moe_jax.misrouting.study_results import (
     Agreement,
     Effect,
-    Estimate,
     Example,
     Measure,
     Row,
@@ -17,7 +16,7 @@ from moe_jax.misrouting.study_results import (
 )
 
 NAN = float("nan")
-NONE = Estimate(NAN, NAN, NAN)
+NONE = Interval(NAN, NAN, NAN)
 TRUTH = {
     "filler": Diagnosticity(0.95, 0.85, 1.0, 0.001, 0.05),
     "early": Diagnosticity(0.05, 0.0, 0.15, 0.001, 0.05),
@@ -32,10 +31,10 @@ def effect(change=0.0, *, p_holm=1.0, p_control=1.0, base=0.5, p=0.25):
     return Effect(
         base,
         base + change,
-        Estimate(change, change - 0.125, change + 0.125),
+        Interval(change, change - 0.125, change + 0.125),
         p,
         p_holm,
-        Estimate(0.03125, -0.0625, 0.09375),
+        Interval(0.03125, -0.0625, 0.09375),
         p_control,
         40,
     )
@@ -102,7 +101,7 @@ def study(**changes):
         measured=12,
         controls=20,
         selected=[(1, 2), (3, 0)],
-        accuracy=Estimate(0.625, 0.5, 0.75),
+        accuracy=Interval(0.625, 0.5, 0.75),
         by_difficulty=[(1.0, 30, 0.7), (2.5, 10, 0.4)],
         measures=measures(),
         rows=rows,

@@ -7,9 +7,10 @@ import re
 import pytest
 from rich.console import Console
 
+from moe_jax.common.statistics import Interval
 from moe_jax.misrouting import misroute_report, misroute_tables, misroute_words
 from moe_jax.misrouting.misroute_words import BEYOND, CHANGED
-from moe_jax.misrouting.study_results import Estimate, Example
+from moe_jax.misrouting.study_results import Example
 from tests.misrouting import made_study
 from tests.reports.reading import HOSTILE, Page
 
@@ -104,8 +105,8 @@ def test_figures_as_people_read_them():
     assert misroute_words.change(-0.0001) == misroute_words.change(0.0) == "0.000"
     assert misroute_words.change(-1.5, 1) == "-1.5"
     assert misroute_words.change(nan) == "–"
-    assert misroute_words.interval(Estimate(nan, -0.004, 0.256)) == "0.00 to 0.26"
-    assert misroute_words.interval(Estimate(0.0, nan, 1.0)) == "–"
+    assert misroute_words.interval(Interval(nan, -0.004, 0.256)) == "0.00 to 0.26"
+    assert misroute_words.interval(Interval(0.0, nan, 1.0)) == "–"
     assert misroute_words.short_spec("scale=0.5@all") == "scale=0.5"
     assert misroute_words.short_spec("zero@answer") == "zero@answer"
 
