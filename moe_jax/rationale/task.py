@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from moe_jax import losses
 from moe_jax.data.batches import batches, pad_stack
+from moe_jax.data.clustering import spherical_kmeans
 from moe_jax.data.corpus import load_corpus
 from moe_jax.data.types import Corpus, Example, token_labels
 from moe_jax.errors import UserError
@@ -26,7 +27,7 @@ from moe_jax.models.pretrained import Pretrained, load
 from moe_jax.rationale.config import RationaleConfig
 from moe_jax.rationale.contextualise import Contextual, contextualise, pieces
 from moe_jax.rationale.forward import Forward, TrainedAlong, inner
-from moe_jax.rationale.initialise import spherical_kmeans, word_evidence
+from moe_jax.rationale.initialise import word_evidence
 from moe_jax.rationale.model import RationaleModel
 from moe_jax.rationale.results import Assessment, TextRationale
 from moe_jax.training.mesh import batch_axes
