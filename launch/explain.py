@@ -68,13 +68,11 @@ def _flags(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _texts(name: str) -> list[str]:
-    from moe_jax.rationale import explain
+    from moe_jax.data import readers
 
-    if name and name != "-":
-        return explain.read_texts(Path(name))
-    if sys.stdin.isatty():
+    if name in ("", "-") and sys.stdin.isatty():
         print("one text a line; end with Ctrl-D", file=sys.stderr)
-    return explain.parse_texts(sys.stdin.buffer.read(), "standard input")
+    return readers.read_texts(name or "-", name="--input")
 
 
 def _show(rationales: list, names: list[str], kind: str, output: str) -> None:

@@ -1,15 +1,23 @@
-"""Corpora from the user's files. Every fault is one UserError that names the file and the line."""
+"""Texts and corpora from the user's files and standard input.
 
+`read_texts` reads texts alone, `read` a corpus with the labels of its parts. JSON lines of other
+kinds are read by `common.files.json_lines`, as here. Every fault is one UserError that names the
+file and the line.
+"""
+
+import csv
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from moe_jax.common.files import (
     check_text,
+    decode,
     json_lines,
     local_path,
     numbered_lines,
@@ -31,6 +39,113 @@ class _Record(NamedTuple):
     text: str
     spans: list[tuple[int, int, int | str]]
     where: str
+
+
+def read_texts(path: str | os.PathLike[str], *, name: str, field: str = "text") -> list[str]:
+    """The texts of a file, or of standard input: see `parse_texts`.
+
+    Args:
+      path: a .jsonl or .csv file; any other holds one text a line, as "-", standard input, does.
+      name: of the flag or field that gave the path, for errors: "NAME=PATH: no such file".
+      field: of the objects of a .jsonl file, and the column of a .csv file, that hold the texts.
+
+    Raises:
+      UserError: as `parse_texts`, or the file can't be read.
+    """
+    if os.fspath(path) == "-":
+        return parse_texts(sys.stdin.buffer.read(), "standard input")
+    file = local_path(path, name)
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{name}={file}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{name}={file}: can't be read: {error.strerror or error}") from None
+    kinds: dict[str, Literal["jsonl", "csv"]] = {".jsonl": "jsonl", ".csv": "csv"}
+    return parse_texts(data, str(file), kind=kinds.get(file.suffix.lower(), "txt"), field=field)
+
+
+def parse_texts(
+    data: bytes,
+    source: str,
+    *,
+    kind: Literal["txt", "jsonl", "csv"] = "txt",
+    field: str = "text",
+) -> list[str]:
+    """The texts in the bytes of a file, in order; at least one, and none is blank.
+
+    Args:
+      data: what the file holds, in UTF-8.
+      source: its name, for errors.
+      kind: "txt", one text a line; "jsonl", one JSON object a line; "csv", as `csv_lines`.
+      field: name of the object's field, or of the column, that holds the text.
+
+    Raises:
+      UserError: not UTF-8, nothing at all, an empty line, a line without such a field. Names the
+        line.
+    """
+    whole = decode(data, source)
+    if not whole.strip():
+        raise UserError(f"{source}: there is no text in it; give one text a line")
+    if kind == "txt":
+        return [_not_blank(text, where) for where, text in numbered_lines(whole, source)]
+    lines = (json_lines if kind == "jsonl" else csv_lines)(whole, source, [field])
+    found = [_not_blank(check_text(values[field], field, where), where) for where, values in lines]
+    if not found:
+        raise UserError(f"{source}: there is no text below the header; give one text a line")
+    return found
+
+
+def csv_lines(
+    text: str, source: str, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a CSV file by column with where it begins, as `json_lines` gives objects.
+
+    The first line names the columns. Fields are separated by commas; those in double quotes may
+    hold commas, line ends and doubled quotes (RFC 4180).
+
+    Args:
+      text: of the file, as `decode` gives it.
+      source: the file's name.
+      columns: names that the header must have.
+
+    Raises:
+      UserError: a header without such a column, or with it twice; an empty line, a row with more
+        or fewer fields than the header, a quote that isn't closed.
+    """
+    rows = _csv_rows(text, source)
+    where, header = next(rows, (f"{source}, line 1", []))
+    for name in columns:
+        if name not in header:
+            raise UserError(f"{where}: has no column {name!r} (it has {shown(header)})")
+        if header.count(name) > 1:
+            raise UserError(f"{where}: has the column {name!r} twice; give each a name of its own")
+    for where, row in rows:
+        if not row:
+            raise UserError(f"{where}: empty line; each line must hold one row")
+        if len(row) != len(header):
+            raise UserError(f"{where}: has {len(row)} fields, the header has {len(header)}")
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _csv_rows(text: str, source: str) -> Iterator[tuple[str, list[str]]]:
+    # Not splitlines: only line feeds end a line.
+    rows = csv.reader((f"{line}\n" for line in text.removesuffix("\n").split("\n")), strict=True)
+    while True:
+        where = f"{source}, line {rows.line_num + 1}"
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{where}: not CSV ({error})") from None
+        yield where, row
+
+
+def _not_blank(text: str, where: str) -> str:
+    if not text.strip():
+        raise UserError(f"{where}: no text; give one text a line, without empty lines")
+    return text
 
 
 def read(path: Path, test_fraction: float, seed: int) -> Corpus:

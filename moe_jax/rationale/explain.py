@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from moe_jax.common.files import check_text, decode, json_lines, numbered_lines, read_object
+from moe_jax.common.files import read_object
 from moe_jax.errors import UserError
 from moe_jax.rationale.display import display_spans, factor_names
 from moe_jax.rationale.report_sections import coloured_texts
@@ -19,42 +19,6 @@ from moe_jax.reports.terminal import coloured_text, legend, shows_colour
 from moe_jax.reports.tokens import Key, legend_html, text_html
 
 FORMATS = ("text", "json", "html")
-
-
-def parse_texts(data: bytes, source: str, *, jsonl: bool = False) -> list[str]:
-    """The texts in a file: one a line, or one JSON object with "text" a line.
-
-    Args:
-      data: what the file holds.
-      source: its name, for errors.
-      jsonl: are the lines JSON?
-
-    Raises:
-      UserError: not UTF-8, nothing at all, an empty line, a line that is no such object. Names
-        the line.
-    """
-    whole = decode(data, source)
-    if not whole.strip():
-        raise UserError(f"{source}: there is no text in it; give one text a line")
-    if jsonl:
-        found = json_lines(whole, source, ["text"])
-        return [_not_blank(check_text(o["text"], "text", where), where) for where, o in found]
-    return [_not_blank(text, where) for where, text in numbered_lines(whole, source)]
-
-
-def read_texts(path: Path) -> list[str]:
-    """`parse_texts` of a file; .jsonl files hold JSON.
-
-    Raises:
-      UserError: as there, or no such file.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"--input={path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"--input={path}: can't be read: {error.strerror or error}") from None
-    return parse_texts(data, str(path), jsonl=path.suffix.lower() == ".jsonl")
 
 
 def stored_names(workdir: Path, num_factors: int) -> list[str]:
@@ -181,9 +145,3 @@ def _token(
         "probability": probs[factor],
         "probabilities": probs,
     }
-
-
-def _not_blank(text: str, where: str) -> str:
-    if not text.strip():
-        raise UserError(f"{where}: no text; give one text a line, without empty lines")
-    return text

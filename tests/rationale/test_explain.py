@@ -1,4 +1,4 @@
-"""Reading texts from outside, and showing them as JSON, text and a page."""
+"""Explained texts as JSON, text and a page."""
 
 import io
 import json
@@ -13,59 +13,6 @@ from moe_jax.rationale.results import TextRationale
 from moe_jax.reports.escape import visible
 from tests.rationale import fakes
 from tests.reports.reading import HOSTILE, Page
-
-
-@pytest.mark.parametrize(
-    "data, texts",
-    [
-        (b"one\ntwo\n", ["one", "two"]),
-        (b"one", ["one"]),
-        (b"one\r\ntwo\r\n", ["one", "two"]),
-        (b"\xef\xbb\xbfone\n", ["one"]),
-        ("é\x0cform\u2028sep\n".encode(), ["é\x0cform\u2028sep"]),
-    ],
-)
-def test_one_text_a_line(data, texts):
-    assert explain.parse_texts(data, "x") == texts
-
-
-def test_jsonl_lines_hold_texts():
-    data = b'{"text": "a\\nb", "spans": []}\n{"text": "c"}\n'
-    assert explain.parse_texts(data, "x", jsonl=True) == ["a\nb", "c"]
-
-
-@pytest.mark.parametrize(
-    "data, jsonl, said",
-    [
-        (b"", False, "x: there is no text in it; give one text a line"),
-        (b"\n\n  \n", False, "x: there is no text in it; give one text a line"),
-        (b"a\n\nb\n", False, "x, line 2: no text; give one text a line, without empty lines"),
-        (b"a\n \t\n", False, "x, line 2: no text; give one text a line, without empty lines"),
-        (b"ok\ncaf\xe9\n", False, "x, line 2: not UTF-8 (byte 0xe9); save it as UTF-8"),
-        (b"{\n", True, "x, line 1: not JSON"),
-        (b'{"text": "a"}\n"b"\n', True, "x, line 2: must be an object with text, not a text"),
-        (b'{"text": 3}\n', True, "x, line 1: text=3 must be a text"),
-        (b'{"text": " "}\n', True, "x, line 1: no text"),
-        (b'{"text": "\\ud800"}\n', True, r"x, line 1: text holds \ud800, half of a surrogate pair"),
-        (b"[" * 100_000, True, "x, line 1: not JSON"),
-    ],
-)
-def test_bad_input_is_one_clear_line(data, jsonl, said):
-    with pytest.raises(UserError) as caught:
-        explain.parse_texts(data, "x", jsonl=jsonl)
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
-
-
-def test_files_are_read_by_their_ending(tmp_path):
-    (tmp_path / "a.txt").write_text('{"text": "x"}\n')
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    assert explain.read_texts(tmp_path / "a.txt") == ['{"text": "x"}']
-    assert explain.read_texts(tmp_path / "a.jsonl") == ["x"]
-    with pytest.raises(UserError, match=r"--input=.*no\.txt: no such file"):
-        explain.read_texts(tmp_path / "no.txt")
-    with pytest.raises(UserError, match="can't be read: Is a directory"):
-        explain.read_texts(tmp_path)
 
 
 def test_json_has_offsets_probabilities_and_names():
