@@ -2,43 +2,46 @@
 
   python launch/evaluate.py --workdir=DIR [--checkpoint=best]
 
-Flags:
-  --workdir=DIR        the folder of a run that launch/train.py made
-  --checkpoint=WHICH   newest (the newest good one; the default), best (by the run's
-                       train.keep_best), or a step
-  --help               this text
-
 It prints every figure, writes them to DIR/evaluation.json and makes the report again.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli, systems
+from launch import _cli as cli
+from launch import _systems as systems
+from moe_jax.common.schema import FlagText, Folder
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluateFlags:
+    """Which checkpoint of which run.
+
+    Attributes:
+      workdir: the folder of a run that launch/train.py made, such as runs/first.
+      checkpoint: newest (the newest good one), best (by the run's train.keep_best), or a step.
+    """
+
+    workdir: Folder
+    checkpoint: Annotated[str, FlagText("WHICH")] = "newest"
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the flags, restore, evaluate."""
-    if cli.wants_help(argv):
-        cli.print_help(__doc__ or "", argv)
-        return
-    given = cli.parse(
-        argv,
-        {"workdir": "the folder of a run, such as runs/first"},
-        {"checkpoint": "newest"},
-        paths=("workdir",),
-    )
-    workdir = Path(given["workdir"])
+    flags = cli.parse(argv, EvaluateFlags, __doc__)
+    workdir = flags.workdir
     config = systems.load_config(workdir)
 
     from moe_jax.training.checkpoint import restore_model_at
     from moe_jax.training.evaluation import write_evaluation
 
     task = config.make_task()
-    model, step = restore_model_at(task, workdir, given["checkpoint"])
+    model, step = restore_model_at(task, workdir, flags.checkpoint)
     figures = write_evaluation(workdir, step, task.evaluate(model))
     task.report(model, workdir)
     cli.print_figures(f"Step {step}", figures)

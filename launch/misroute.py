@@ -66,7 +66,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli, memory
+from launch import _memory as memory
+from launch import _old_cli as cli
 from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders

@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import cli, memory
+from launch import _memory as memory
+from launch import _old_cli as cli
 from moe_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -2,17 +2,62 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
+import re
 import types
 import typing
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from moe_jax.common.files import shown
 from moe_jax.errors import UserError
 
 Config = TypeVar("Config")
 Json = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagText:
+    r"""How a field is written on a command line: `Annotated[str, FlagText("DIR", path=True)]`.
+
+    Attributes:
+      value: what stands for the value in help and errors, such as DIR in --workdir=DIR.
+      path: the value is a file or folder of this machine: "~" is the home, addresses are refused.
+      escapes: \n and \t in the value stand for a line break and a tab.
+    """
+
+    value: str
+    path: bool = False
+    escapes: bool = False
+
+
+Folder = Annotated[Path, FlagText("DIR", path=True)]
+File = Annotated[Path, FlagText("FILE", path=True)]
+FolderName = Annotated[str, FlagText("DIR", path=True)]
+FileName = Annotated[str, FlagText("FILE", path=True)]
+EscapedText = Annotated[str, FlagText("TEXT", escapes=True)]
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of each field, under `Attributes:`.
+
+    A field's text is on one line, without its full stop; fields that no docstring names are left
+    out. "a, b: text" is of both.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        section = re.search(r"^Attributes:\n((?:[ ].*(?:\n|$)|\n)*)", doc, re.MULTILINE)
+        if section is None:
+            continue
+        entries = inspect.cleandoc("\n" + section[1])
+        for names, text in re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n[ ].*)*)", entries, re.MULTILINE):
+            for name in names.split(", "):
+                texts[name] = " ".join(text.split()).removesuffix(".")
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return {name: texts[name] for name in names if name in texts}
 
 
 def to_json(config: Any) -> dict[str, Json]:

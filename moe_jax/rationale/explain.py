@@ -1,7 +1,10 @@
 """Texts from outside, explained: which factor took which word, as text, JSON or a page."""
 
+import contextlib
+import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from moe_jax.common.files import read_object
+from moe_jax.common.files import read_object, write_atomically
 from moe_jax.errors import UserError
 from moe_jax.rationale.display import display_spans, factor_names
 from moe_jax.rationale.report_sections import coloured_texts
@@ -118,6 +121,37 @@ def print_texts(
         keys = [Key(factor, names[factor]) for factor in sorted(used)]
         console.print()
         console.print(legend(keys))
+
+
+def render(rationales: Sequence[TextRationale], names: Sequence[str], kind: str) -> str:
+    """The content of a file of one of `FORMATS`; "text" is without colours."""
+    if kind == "json":
+        return as_json(rationales, names)
+    if kind == "html":
+        return as_page(rationales, names, title="Which factor took which word")
+    file = io.StringIO()
+    print_texts(rationales, names, Console(file=file, no_color=True, width=100))
+    return file.getvalue()
+
+
+def write(
+    rationales: Sequence[TextRationale], names: Sequence[str], kind: str, output: Path | None
+) -> None:
+    """Write them in one of `FORMATS` to a file, or (None) to standard output.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    if output is not None:
+        write_atomically(output, render(rationales, names, kind))
+    elif kind == "text":
+        with contextlib.suppress(AttributeError):
+            # A terminal that lacks a character shows its number instead of a traceback.
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        print_texts(rationales, names, Console())
+    else:
+        sys.stdout.buffer.write(render(rationales, names, kind).encode("utf-8"))
+        sys.stdout.buffer.flush()
 
 
 def check_output(path: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, processors
 
-from launch import cli, misroute, profile_routing
+from launch import _cli as cli
+from launch import misroute, profile_routing
 from moe_jax.misrouting import study
 from moe_jax.misrouting.profile_files import read_profile
 from moe_jax.misrouting.prompts import Prompt, write_prompts

@@ -260,7 +260,8 @@ def test_others_that_never_come(process, message):
     ],
 )
 def test_bad_flags(flags, message, tmp_path, capsys):
-    from launch import cli, train
+    from launch import _cli as cli
+    from launch import train
 
     argv = ["train.py", "--config=tests/training/moe_toy.py", f"--workdir={tmp_path / 'run'}"]
     assert cli.run(train.main, [*argv, *flags]) == 2

@@ -3,7 +3,7 @@ import importlib.util
 import moe_kernels
 import pytest
 
-from launch import memory
+from launch import _memory as memory
 
 
 @pytest.mark.parametrize(

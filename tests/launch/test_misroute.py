@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from launch import cli
+from launch import _cli as cli
 from launch import misroute as script
 from moe_jax.misrouting import study, study_progress, study_runs
 from moe_jax.misrouting.prompts import Prompt, write_prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import cli
+from launch import _cli as cli
 from launch import profile_routing as script
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_files import read_profile

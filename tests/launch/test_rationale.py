@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import cli, evaluate, explain, train
+from launch import _cli as cli
+from launch import evaluate, explain, train
 from tests.models import small_encoders
 from tests.reports.reading import Page
 

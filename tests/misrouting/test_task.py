@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from launch import cli
+from launch import _cli as cli
 from launch import train as launch_train
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from launch.dry_run import print_dry_run, size_text
+from launch._dry_run_table import print_dry_run, size_text
 from moe_jax.errors import UserError
 from moe_jax.training import mesh as meshes
 from moe_jax.training.config import MeshConfig, TrainConfig

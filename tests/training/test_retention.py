@@ -13,7 +13,9 @@ import pytest
 from flax import nnx
 from hypothesis import given
 
-from launch import cli, evaluate, systems
+from launch import _cli as cli
+from launch import _systems as systems
+from launch import evaluate
 from moe_jax.common.interrupt import Interrupted
 from moe_jax.errors import UserError
 from moe_jax.training import checkpoint

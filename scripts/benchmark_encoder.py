@@ -1,6 +1,6 @@
 """Compares the encoder's speed on this machine with transformers' torch model, if torch is there.
 
-    python launch/benchmark_encoder.py --texts=200 --rounds=5
+    python scripts/benchmark_encoder.py --texts=200 --rounds=5
 
 Both read the same random token ids, 40 to 110 a text as paragraphs have, and give the states of
 every token as NumPy arrays. They run in turns in one process, so that other load hits both, and
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli
+from launch import _cli as cli
 from moe_jax.errors import UserError
 from moe_jax.models import encode, pretrained
 
