@@ -83,7 +83,7 @@ def read_flags(argv: Sequence[str], kind: type[Flags], values: flags.FlagValues)
     given = {name: values[name].value for name in kinds if values[name].value is not None}
     for name, each in kinds.items():
         if each.path is not None and name in given:
-            given[name] = each.path(local(given[name], f"--{name}"))
+            given[name] = each.path(local(str(given[name]), f"--{name}"))
     for name in _needed(kind):
         if name not in given:
             text = field_help(kind).get(name, "it must be given")

@@ -34,18 +34,13 @@ class EvaluateFlags:
 def main(argv: Sequence[str]) -> None:
     """Parse the flags, restore, evaluate."""
     flags = cli.parse(argv, EvaluateFlags, __doc__)
-    workdir = flags.workdir
-    config = systems.load_config(workdir)
+    config = systems.load_config(flags.workdir)
 
-    from moe_jax.training.checkpoint import restore_model_at
-    from moe_jax.training.evaluation import write_evaluation
+    from moe_jax.training.run import evaluate
 
-    task = config.make_task()
-    model, step = restore_model_at(task, workdir, flags.checkpoint)
-    figures = write_evaluation(workdir, step, task.evaluate(model))
-    task.report(model, workdir)
-    cli.print_figures(f"Step {step}", figures)
-    cli.print_files(workdir)
+    result = evaluate(systems.make_task(config), flags.workdir, flags.checkpoint)
+    cli.print_figures(f"Step {result.step}", result.metrics)
+    cli.print_files(flags.workdir)
 
 
 if __name__ == "__main__":

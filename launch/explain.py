@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
     from moe_jax.training.checkpoint import restore_model_at
 
-    task = config.make_task()
+    task = systems.make_task(config)
     model, _ = restore_model_at(task, flags.workdir, flags.checkpoint)
     rationales = task.rationales(model, texts)
     names = explain.stored_names(flags.workdir, rationales[0].probs.shape[1])

@@ -10,7 +10,6 @@ ends bit for bit where the unbroken run would have. A finished run is only shown
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import _cli as cli
 from launch import _memory as memory
-from moe_jax.common.files import write_atomically
-from moe_jax.common.schema import FlagText, Folder, to_json
+from launch import _systems as systems
+from moe_jax.common.schema import FlagText, Folder
 from moe_jax.errors import UserError
-from moe_jax.training import workdir as folders
 
 if TYPE_CHECKING:
     from moe_jax.training.profile import ProfileSteps
@@ -68,30 +66,19 @@ def main(argv: Sequence[str]) -> None:
             "--workdir=DIR is missing: the folder for everything the run makes, such as runs/first"
         )
     _connect(flags)
+    _debug_nans(flags.debug_nans)
 
     from moe_jax.training import hosts
-    from moe_jax.training.evaluation import read_evaluation
+    from moe_jax.training.run import run
 
-    workdir, profile = flags.workdir, _profile(flags.profile_steps)
-    with hosts.together(), hosts.first_holds(folders.claimed(workdir, config)):
-        task = config.make_task()
-        if hosts.first_does(lambda: _finished(workdir)):
-            if profile is not None:
-                raise UserError(
-                    f"--profile_steps={flags.profile_steps}: the run in {workdir} is finished; "
-                    "give another folder"
-                )
-            title = f"This run is finished, at step {config.train.steps}"
-            figures = read_evaluation(workdir)
-        else:
-            title = f"Step {config.train.steps}"
-            _debug_nans(flags.debug_nans)
-            figures = _train(task, config, workdir, profile)
+    task = systems.make_task(config)
+    result = run(task, config, flags.workdir, profile=_profile(flags.profile_steps))
     if not hosts.is_first():
         return
-    if not task.show(workdir):
-        cli.print_figures(title, figures)
-    cli.print_files(workdir)
+    title = "This run is finished, at step" if result.was_finished else "Step"
+    if not task.show(flags.workdir):
+        cli.print_figures(f"{title} {result.step}", result.metrics)
+    cli.print_files(flags.workdir)
 
 
 def _dry_run(config: Any, devices: bool | int) -> None:
@@ -102,7 +89,7 @@ def _dry_run(config: Any, devices: bool | int) -> None:
 
     if devices is not True and devices < 1:
         raise UserError(f"--dry_run={devices}: must be at least 1 device")
-    plan = dry_run(config.make_task(), config.train, None if devices is True else devices)
+    plan = dry_run(systems.make_task(config), config.train, None if devices is True else devices)
     console = Console()
     print_dry_run(plan, console if console.is_terminal else Console(width=120))
 
@@ -130,30 +117,10 @@ def _profile(text: str) -> "ProfileSteps | None":
 
 
 def _debug_nans(wanted: bool) -> None:
-    import jax
-
     if wanted:
+        import jax
+
         jax.config.update("jax_debug_nans", True)
-
-
-def _train(
-    task: Any, config: Any, workdir: Path, profile: "ProfileSteps | None"
-) -> dict[str, float | None]:
-    from moe_jax.training import hosts
-    from moe_jax.training.evaluation import final_figures, write_evaluation
-    from moe_jax.training.loop import train
-
-    hosts.check_alike(to_json(config))
-    model = train(task, config.train, workdir, profile=profile)
-
-    def evaluate() -> dict[str, float | None]:
-        figures = final_figures(task, model, workdir, config.train.steps)
-        saved = write_evaluation(workdir, config.train.steps, figures)
-        task.report(model, workdir)
-        write_atomically(workdir / "finished.json", json.dumps({"step": config.train.steps}) + "\n")
-        return saved
-
-    return hosts.first_does(evaluate)
 
 
 def _leave(status: int) -> int:
@@ -163,10 +130,6 @@ def _leave(status: int) -> int:
 
         return hosts.leave(status)
     return status
-
-
-def _finished(workdir: Path) -> bool:
-    return all((workdir / name).exists() for name in ("finished.json", "evaluation.json"))
 
 
 if __name__ == "__main__":

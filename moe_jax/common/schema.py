@@ -56,7 +56,7 @@ def field_help(kind: type) -> dict[str, str]:
         for names, text in re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n[ ].*)*)", entries, re.MULTILINE):
             for name in names.split(", "):
                 texts[name] = " ".join(text.split()).removesuffix(".")
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]
     return {name: texts[name] for name in names if name in texts}
 
 

@@ -1,7 +1,7 @@
 """The settings of a misrouting run: a small mixture of experts that learns graded arithmetic."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_jax.common.checks import joined, nested, number, text, whole, wrong
 from moe_jax.common.files import local
@@ -12,9 +12,6 @@ from moe_jax.misrouting.arithmetic_texts import VOCABULARY
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_families import write_causal_config
 from moe_jax.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from moe_jax.misrouting.task import ArithmeticTask
 
 
 def small_model() -> CausalConfig:
@@ -74,12 +71,6 @@ class MisroutingConfig:
         text(path, "start", self.start, empty=True)
         local(self.start, joined(path, "start"))
         nested(path, "train", self.train, TrainConfig)
-
-    def make_task(self) -> "ArithmeticTask":
-        """The task that this config describes."""
-        from moe_jax.misrouting.task import ArithmeticTask
-
-        return ArithmeticTask(self)
 
     def _validate_model(self, path: str, data: str) -> None:
         if self.model.experts is None:

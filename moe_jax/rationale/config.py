@@ -1,7 +1,7 @@
 """The settings of a rationale run."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_jax.common.checks import (
     flag,
@@ -19,9 +19,6 @@ from moe_jax.common.files import local
 from moe_jax.data.corpus import CorpusConfig
 from moe_jax.models.pretrained import DEFAULT_ENCODER
 from moe_jax.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from moe_jax.rationale.task import RationaleTask
 
 POOLS = ("window", "token")
 TRANSFORMS = ("none", "linear", "mlp")
@@ -213,9 +210,3 @@ class RationaleConfig:
         whole(path, "batch_size", self.batch_size, 1)
         flag(path, "baselines", self.baselines)
         nested(path, "train", self.train, TrainConfig)
-
-    def make_task(self) -> "RationaleTask":
-        """The task that this config describes; loads the encoder."""
-        from moe_jax.rationale.task import RationaleTask
-
-        return RationaleTask(self)

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -23,6 +23,7 @@ from moe_jax.training.metrics import (
     EVALUATION,
     Number,
     Window,
+    Writer,
     append_timing,
     evaluation_at,
     open_writers,
@@ -63,16 +64,108 @@ def train(
     workdir = local_path(workdir, "workdir")
     with hosts.first_holds(folders.lock(workdir)):
         hosts.check_alike(to_json(config))
-        run = _start(task, config, workdir)
+
+        # A fresh state, or that of the newest good checkpoint.
+        run, state = _begin(task, config, workdir)
+        step, saved, window = run.step, run.saved, Window(run.window)
+        evaluation: Figures = {}  # figures of this step, if it was evaluated
         if profile is not None:
-            profile.check(run.step, config.steps)
-        if run.step < config.steps or run.owes_evaluation():
-            run.finish(profile)
-        return run.model()
+            profile.check(step, config.steps)
+        owed = _owes_evaluation(config, workdir, step)
+        if step == config.steps and not owed:
+            return _model(run, state)
+
+        with contextlib.ExitStack() as stack:
+            # What is written and read.
+            saver = stack.enter_context(Saver(workdir / "checkpoints", config.retention()))
+            log = stack.enter_context(_Log(workdir, config, step))
+            data = stack.enter_context(contextlib.closing(_open_data(task, run.data)))
+            interrupts = stack.enter_context(Interrupts())
+            profiler = stack.enter_context(Profiler(profile, workdir / "profile"))
+            make_step = compile_step(task, run.parts, config, run.layout)
+            log.start()
+
+            def save() -> int:
+                sums = window.save()
+                _check_finite(state, config)
+                record = RunRecord(
+                    config=_whole_config(workdir, config),
+                    data=data.get_state(),
+                    window=sums,
+                    figures=evaluation,
+                )
+                saver.save(state, record)
+                return step
+
+            # What is to be done before the next step: an evaluation that was cut off, step 0 saved.
+            if owed:
+                evaluation = _evaluate(run, state, step, log, interrupts)
+            if saved is None or (owed and config.keep_best):
+                saved = save()
+
+            while (signum := _agreed_signal(config, step, interrupts)) is None:
+                if step == config.steps:
+                    break
+
+                # One step.
+                batch = place_batch(_next_batch(data, step), run.layout.mesh)
+                profiler.before(step + 1)
+                state, metrics = make_step(state, batch)
+                step, evaluation = step + 1, {}
+                profiler.after(step, metrics)
+                if window.add(metrics):
+                    _check_finite(state, config)
+                log.step(step)
+                saver.check()
+
+                # Log, evaluate, save: in this order, so a checkpoint never lacks its own lines.
+                if _due(config, config.log_every, step):
+                    line = window.close()
+                    _check_finite(state, config)
+                    log.line(step, line)
+                due = _due(config, config.eval_every, step)
+                if due and _agreed_signal(config, step, interrupts) is None:
+                    evaluation = _evaluate(run, state, step, log, interrupts)
+                if _due(config, config.checkpoint_every, step):
+                    saved = save()
+
+            # After a signal, leave with a checkpoint.
+            if signum is not None:
+                if saved != step:
+                    save()
+                saver.wait()
+                raise Interrupted(signum, step)
+        return _model(run, state)
 
 
-def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
-    """A fresh run, or the one that the newest good checkpoint holds."""
+class _Run(NamedTuple):
+    """A run where it begins: fresh, or as a checkpoint has it.
+
+    Attributes:
+      task: what is trained.
+      config: how.
+      workdir: where.
+      parts: which leaves are trained.
+      layout: where they lie on the devices.
+      step: how many steps are done.
+      saved: the step of the checkpoint; None: there is none yet.
+      data: the position in the data; None: at its beginning.
+      window: the metric sums since the last line of metrics.jsonl.
+    """
+
+    task: Task
+    config: TrainConfig
+    workdir: Path
+    parts: Parts
+    layout: Layout
+    step: int = 0
+    saved: int | None = None
+    data: Any = None
+    window: Mapping[str, Any] | None = None
+
+
+def _begin(task: Task, config: TrainConfig, workdir: Path) -> tuple[_Run, TrainState]:
+    """A fresh run and its arrays, or those that the newest good checkpoint holds."""
     folder = workdir / "checkpoints"
     found = checkpoint.newest_for_all(folder)
     init_key, prepare_key, step_key = streams(config.seed)
@@ -85,7 +178,7 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
         state = first_state(*parts.split(model), optimizer, step_key)
         layout = Layout(parts, mesh, config.dtype)
         state = spread(state, layout.shardings(optimizer, state))
-        return _Run(task, config, workdir, parts, layout, state)
+        return _Run(task, config, workdir, parts, layout), state
     folders.check_same(workdir, found.run["config"]["train"], to_json(config), "train")
     checkpoint.check_settings(found)
     parts = Parts(model := abstract_model(task), task.trainable)
@@ -94,199 +187,150 @@ def _start(task: Task, config: TrainConfig, workdir: Path) -> "_Run":
     layout = Layout(parts, mesh, config.dtype)
     state = own(checkpoint.restore_state(found, like, layout.shardings(optimizer, like)))
     hosts.first_does(lambda: checkpoint.set_aside_newer(folder, found.step))
-    return _Run(task, config, workdir, parts, layout, state, found)
+    at, run = found.step, found.run
+    return _Run(task, config, workdir, parts, layout, at, at, run["data"], run["window"]), state
 
 
-class _Run:
-    """A run under way: the state, how far it is, and what of it is still to be written."""
+def _open_data(task: Task, position: Any) -> Batches:
+    alone = hosts.part() == (0, 1)
+    data = task.train_data() if alone else task.train_data(hosts.part())
+    if position is not None:
+        data.set_state(position)
+    return data
 
-    def __init__(
-        self,
-        task: Task,
-        config: TrainConfig,
-        workdir: Path,
-        parts: Parts,
-        layout: Layout,
-        state: TrainState,
-        found: checkpoint.Found | None = None,
-    ):
-        self.task, self.config, self.workdir, self.parts = task, config, workdir, parts
-        self.layout = layout
-        self.state, self.step = state, found.step if found else 0
-        self._position = found.run["data"] if found else None
-        self._window = Window(found.run["window"] if found else None)
-        self._saved = self.step if found else None
-        self._figures: tuple[int, Figures] = (-1, {})  # the step of an evaluation, and what it gave
 
-    def model(self) -> nnx.Module:
-        """The model as it is now, in arrays that no later step touches."""
-        return self.parts.merge(
-            *whole_copies((self.state.params, self.state.rest), self.layout.mesh)
+def _next_batch(data: Batches, done: int) -> Batch:
+    try:
+        return next(data)
+    except StopIteration:
+        raise ValueError(
+            f"Task.train_data ended after {done} batches: it must be endless"
+        ) from None
+
+
+def _model(run: _Run, state: TrainState) -> nnx.Module:
+    """The model as it is now, in arrays that no later step touches."""
+    return run.parts.merge(*whole_copies((state.params, state.rest), run.layout.mesh))
+
+
+def _due(config: TrainConfig, every: int, step: int) -> bool:
+    """Every so many steps and at the last one; 0 = never."""
+    return every > 0 and step > 0 and (step % every == 0 or step == config.steps)
+
+
+def _owes_evaluation(config: TrainConfig, workdir: Path, step: int) -> bool:
+    """Was this step's evaluation cut off by a signal?"""
+    path = workdir / "metrics.jsonl"
+    return _due(config, config.eval_every, step) and hosts.first_does(
+        lambda: evaluation_at(path, step) is None
+    )
+
+
+def _evaluate(
+    run: _Run, state: TrainState, step: int, log: "_Log", interrupts: Interrupts
+) -> Figures:
+    """The figures of this step, also written; {} if a signal cut the evaluation off."""
+    began = time.monotonic()
+    figures: Mapping[str, Number] = {}
+    model = _model(run, state)
+    if hosts.is_first():
+        with interrupts.abandoning():
+            figures = run.task.evaluate(model)
+    if run.config.keep_best:
+        cut_off = interrupts.signum is not None and not figures
+        hosts.first_does(lambda: None if cut_off else _check_best(run.config, sorted(figures)))
+    if figures:
+        log.write(step, {EVALUATION + name: float(value) for name, value in figures.items()})
+    log.leave_out(time.monotonic() - began)
+    return {name: finite_or_none(float(value)) for name, value in figures.items()}
+
+
+def _check_best(config: TrainConfig, names: list[str]) -> None:
+    """That an evaluation has the figure by which the best checkpoint is kept."""
+    best = config.retention().best
+    if best is not None and best.name not in names:
+        raise UserError(
+            f"train.keep_best={config.keep_best!r}: the evaluation has no figure "
+            f"{best.name!r}, but {', '.join(names) or 'none at all'}"
         )
 
-    def owes_evaluation(self) -> bool:
-        """Was this step's evaluation cut off by a signal?"""
-        path = self.workdir / "metrics.jsonl"
-        return self._due(self.config.eval_every) and hosts.first_does(
-            lambda: evaluation_at(path, self.step) is None
-        )
 
-    def finish(self, profile: ProfileSteps | None = None) -> None:
-        """The steps that are left, with everything that happens between them."""
+def _whole_config(workdir: Path, config: TrainConfig) -> dict[str, Any]:
+    """The config of the run if there is a config.json, or else just this part of it."""
+    if (workdir / "config.json").exists():
+        return folders.load(workdir)
+    return {"train": to_json(config)}
+
+
+def _agreed_signal(config: TrainConfig, step: int, interrupts: Interrupts) -> int | None:
+    """The signal to stop. Several processes agree on it where a line is logged."""
+    if hosts.part() == (0, 1):
+        return interrupts.signum
+    if step % config.log_every and step != config.steps:
+        return None
+    return hosts.any_signal(interrupts.signum)
+
+
+def _check_finite(state: TrainState, config: TrainConfig) -> None:
+    """Stop if the guard has latched."""
+    bad = jax.device_get(state.bad)
+    if bad.in_a_row < config.max_bad_steps:
+        return
+    names = ["the loss", *(f"the gradient of {name}" for name in sorted(state.params))]
+    raise Diverged(
+        f"step {bad.last}: {names[bad.where]} is not finite, in {bad.in_a_row} steps in a row "
+        "(train.max_bad_steps); lower train.learning_rate, or look at the data of these steps"
+    )
+
+
+class _Log:
+    """The progress on stderr, metrics.jsonl and timing.jsonl, of the first process alone."""
+
+    def __init__(self, workdir: Path, config: TrainConfig, step: int):
+        self._workdir, self._config, self._begin = workdir, config, step
+        self._progress: Progress | None = None
+        self._writers: list[Writer] = []
+        self._stack = contextlib.ExitStack()
+        self._clock = 0.0
+
+    def __enter__(self) -> "_Log":
         with contextlib.ExitStack() as stack:
-            self._saver = stack.enter_context(
-                Saver(self.workdir / "checkpoints", self.config.retention())
-            )
-            self._progress, self._writers = None, []
             if hosts.is_first():
-                self._progress = Progress(self.step, self.config.steps)
+                self._progress = Progress(self._begin, self._config.steps)
                 stack.callback(self._progress.close)
-                self._writers = open_writers(self.workdir, self.config, self.step)
+                self._writers = open_writers(self._workdir, self._config, self._begin)
                 for writer in self._writers:
                     stack.callback(writer.close)
-            self._data = self._open_data()
-            stack.callback(self._data.close)
-            self._interrupts = stack.enter_context(Interrupts())
-            self._profiler = stack.enter_context(Profiler(profile, self.workdir / "profile"))
-            self._steps()
+            self._stack = stack.pop_all()
+        return self
 
-    def _open_data(self) -> Batches:
-        alone = hosts.part() == (0, 1)
-        data = self.task.train_data() if alone else self.task.train_data(hosts.part())
-        if self._position is not None:
-            data.set_state(self._position)
-        return data
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    def _steps(self) -> None:
-        step = compile_step(self.task, self.parts, self.config, self.layout)
+    def start(self) -> None:
+        """From now on the time counts that timing.jsonl tells."""
         self._clock = time.monotonic()
-        if self._saved is None:
-            self._save()
-        elif self.owes_evaluation():
-            self._evaluate()
-            if self.config.keep_best:
-                self._save()  # once more, with its figures
-        self._leave_if_asked()
-        while self.step < self.config.steps:
-            batch = place_batch(self._next_batch(), self.layout.mesh)
-            self._profiler.before(self.step + 1)
-            self.state, metrics = step(self.state, batch)
-            self.step += 1
-            self._profiler.after(self.step, metrics)
-            if self._window.add(metrics):
-                self._check_finite()
-            if self._progress is not None:
-                self._progress.step(self.step)
-            self._saver.check()
-            self._between()
 
-    def _between(self) -> None:
-        """Log, evaluate, save: in this order, so that a checkpoint never lacks its own lines."""
-        if self._due(self.config.log_every):
-            self._log()
-        if self._due(self.config.eval_every) and self._signal() is None:
-            self._evaluate()
-        if self._due(self.config.checkpoint_every):
-            self._save()
-        self._leave_if_asked()
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on steps: timing.jsonl is about these alone."""
+        self._clock += seconds
 
-    def _due(self, every: int) -> bool:
-        """Every so many steps and at the last one; 0 = never."""
-        return (
-            every > 0
-            and self.step > 0
-            and (self.step % every == 0 or self.step == self.config.steps)
-        )
-
-    def _next_batch(self) -> Batch:
-        try:
-            return next(self._data)
-        except StopIteration:
-            raise ValueError(
-                f"Task.train_data ended after {self.step} batches: it must be endless"
-            ) from None
-
-    def _log(self) -> None:
-        line = self._window.close()
-        self._check_finite()
-        now = time.monotonic()
-        steps = self.step % self.config.log_every or self.config.log_every
+    def step(self, step: int) -> None:
+        """This step is done."""
         if self._progress is not None:
-            append_timing(self.workdir / "timing.jsonl", self.step, steps, now - self._clock)
+            self._progress.step(step)
+
+    def line(self, step: int, line: dict[str, Number]) -> None:
+        """The means over the last steps, and how long these took."""
+        now = time.monotonic()
+        steps = step % self._config.log_every or self._config.log_every
+        if self._progress is not None:
+            append_timing(self._workdir / "timing.jsonl", step, steps, now - self._clock)
             self._progress.metrics(line)
         self._clock = now
-        self._write(line)
+        self.write(step, line)
 
-    def _evaluate(self) -> None:
-        began = time.monotonic()
-        figures: Mapping[str, Number] = {}
-        model = self.model()
-        if hosts.is_first():
-            with self._interrupts.abandoning():
-                figures = self.task.evaluate(model)
-        self._figures = (self.step, {n: finite_or_none(float(v)) for n, v in figures.items()})
-        if self.config.keep_best:
-            hosts.first_does(self._check_best)
-        if figures:
-            self._write({EVALUATION + name: float(value) for name, value in figures.items()})
-        self._clock += time.monotonic() - began  # timing.jsonl is about the steps alone
-
-    def _check_best(self) -> None:
-        best, names = self.config.retention().best, sorted(self._figures[1])
-        cut_off = self._interrupts.signum is not None and not names
-        if best is not None and best.name not in names and not cut_off:
-            raise UserError(
-                f"train.keep_best={self.config.keep_best!r}: the evaluation has no figure "
-                f"{best.name!r}, but {', '.join(names) or 'none at all'}"
-            )
-
-    def _write(self, line: dict[str, Number]) -> None:
+    def write(self, step: int, line: dict[str, Number]) -> None:
+        """A line of metrics.jsonl."""
         for writer in self._writers:
-            writer.write(self.step, line)
-
-    def _save(self) -> None:
-        window = self._window.save()
-        self._check_finite()
-        step, figures = self._figures
-        record = RunRecord(
-            config=self._whole_config(),
-            data=self._data.get_state(),
-            window=window,
-            figures=figures if step == self.step else {},
-        )
-        self._saver.save(self.state, record)
-        self._saved = self.step
-
-    def _whole_config(self) -> dict[str, Any]:
-        """The config of the run if there is a config.json, or else just this part of it."""
-        if (self.workdir / "config.json").exists():
-            return folders.load(self.workdir)
-        return {"train": to_json(self.config)}
-
-    def _leave_if_asked(self) -> None:
-        signum = self._signal()
-        if signum is None:
-            return
-        if self._saved != self.step:
-            self._save()
-        self._saver.wait()
-        raise Interrupted(signum, self.step)
-
-    def _signal(self) -> int | None:
-        """The signal to stop. Several processes agree on it where a line is logged."""
-        if hosts.part() == (0, 1):
-            return self._interrupts.signum
-        if self.step % self.config.log_every and self.step != self.config.steps:
-            return None
-        return hosts.any_signal(self._interrupts.signum)
-
-    def _check_finite(self) -> None:
-        """Stop if the guard has latched."""
-        bad = jax.device_get(self.state.bad)
-        if bad.in_a_row < self.config.max_bad_steps:
-            return
-        names = ["the loss", *(f"the gradient of {name}" for name in sorted(self.state.params))]
-        raise Diverged(
-            f"step {bad.last}: {names[bad.where]} is not finite, in {bad.in_a_row} steps in a row "
-            "(train.max_bad_steps); lower train.learning_rate, or look at the data of these steps"
-        )
+            writer.write(step, line)

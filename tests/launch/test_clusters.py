@@ -38,6 +38,14 @@ def executable(path, text):
     path.chmod(0o755)
 
 
+def toy_python(folder):
+    """A Python whose launch scripts know the toy systems."""
+    with_toys = [sys.executable, str(ROOT / "tests" / "launch" / "with_toys.py")]
+    command = f"{with_toys} + sys.argv[1:]"
+    executable(folder / "python", f"import os, sys\nos.execv({sys.executable!r}, {command})")
+    return folder / "python"
+
+
 def finished(workdir):
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -79,7 +87,7 @@ def slurm(tmp_path):
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "SLURM_JOB_ID": str(job),
-        "MOE_PYTHON": sys.executable,
+        "MOE_PYTHON": str(toy_python(folder)),
     }
 
 
@@ -165,7 +173,13 @@ def test_the_pods_of_the_manifest_train(jobset, tmp_path):
         args = [re.sub(r"\$\((\w+)\)", lambda m, v=values: v[m[1]], a) for a in only["args"]]
         args = [re.sub(r"^--coordinator=.*", f"--coordinator=127.0.0.1:{port}", a) for a in args]
         args = [a for a in args if not a.startswith(("--config", "--workdir"))]
-        command = [sys.executable, *only["command"][1:], *args, *SHORT, f"--workdir={workdir}"]
+        command = [
+            toy_python(tmp_path),
+            *only["command"][1:],
+            *args,
+            *SHORT,
+            f"--workdir={workdir}",
+        ]
         inside = environment(KUBERNETES_SERVICE_HOST="10.0.0.1", **values)
         pods.append(
             subprocess.Popen(

@@ -44,8 +44,9 @@ def workdir(tmp_path, monkeypatch):
     }
     (folder / "assessment.json").write_text(json.dumps(stored))
     task = SimpleNamespace(rationales=rationales)
-    config = SimpleNamespace(system="rationale", make_task=lambda: task)
+    config = SimpleNamespace(system="rationale")
     monkeypatch.setattr(systems, "load_config", lambda path: config)
+    monkeypatch.setattr(systems, "make_task", lambda config: task)
     monkeypatch.setattr(checkpoint, "restore_model_at", lambda task, path, which: ("the model", 3))
     return folder
 

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from moe_jax.training import checkpoint
-from tests.training.moe_toy import BATCH, MoETask
+from tests.training.moe_toy import BATCH, SYSTEM, MoETask
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240  # seconds; far more than needed, so that a hang fails instead of lasting
@@ -43,7 +43,8 @@ class Processes:
         self.logs = [workdir.parent / f"{workdir.name}-{i}of{count}.log" for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            command = [sys.executable, "launch/train.py", "--config=tests/training/moe_toy.py"]
+            command = [sys.executable, "tests/launch/with_toys.py", "launch/train.py"]
+            command += ["--config=tests/training/moe_toy.py"]
             command += [f"--workdir={workdir}", where, f"--num_processes={count}"]
             command += [f"--process_id={i}", "--timeout=60", *more, *(each[i] if each else ())]
             with log.open("w") as out:
@@ -259,10 +260,12 @@ def test_others_that_never_come(process, message):
         ),
     ],
 )
-def test_bad_flags(flags, message, tmp_path, capsys):
+def test_bad_flags(flags, message, tmp_path, capsys, monkeypatch):
     from launch import _cli as cli
+    from launch import _systems as systems
     from launch import train
 
+    monkeypatch.setitem(systems.SYSTEMS, "moe_toy", SYSTEM)
     argv = ["train.py", "--config=tests/training/moe_toy.py", f"--workdir={tmp_path / 'run'}"]
     assert cli.run(train.main, [*argv, *flags]) == 2
     assert message in capsys.readouterr().err

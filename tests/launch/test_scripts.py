@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from launch import _cli as cli
@@ -20,7 +21,7 @@ from launch import _systems as systems
 from moe_jax.common.interrupt import Interrupted
 from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
-from tests.training import toy
+from tests.training import moe_toy, toy
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/training/toy.py"
@@ -30,7 +31,8 @@ CONFIG = "tests/training/toy.py"
 def toy_system(monkeypatch):
     """The scripts run in the repository's root and know the toy."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(systems.SYSTEMS, "toy", ("tests.training.toy", "ToyConfig"))
+    monkeypatch.setitem(systems.SYSTEMS, "toy", toy.SYSTEM)
+    monkeypatch.setitem(systems.SYSTEMS, "moe_toy", moe_toy.SYSTEM)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run() replaces it
 
 
@@ -49,7 +51,8 @@ def trained(tmp_path_factory):
 
 
 def process(*argv):
-    command = [sys.executable, "-W", "error", str(ROOT / "launch" / "train.py"), *argv]
+    scripts = [ROOT / "tests" / "launch" / "with_toys.py", ROOT / "launch" / "train.py"]
+    command = [sys.executable, "-W", "error", *map(str, scripts), *argv]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
     return subprocess.Popen(
         command,
@@ -202,7 +205,7 @@ def test_a_file_that_is_no_config_says_why(tmp_path, capsys, text, message):
 
 def test_a_config_can_take_a_text(tmp_path):
     (tmp_path / "sized.py").write_text(
-        "from tests.training import toy\n"
+        "from tests.training import moe_toy, toy\n"
         "def get_config(width='8'):\n"
         "    return toy.ToyConfig(model=toy.ToyModelConfig(width=int(width)))\n"
     )
@@ -323,30 +326,16 @@ def test_a_finished_run_is_not_profiled(trained, capsys):
     assert "is finished; give another folder" in capsys.readouterr().err
 
 
-NAN_CONFIG = """
-import jax.numpy as jnp
-from tests.training import toy
-
-class Task(toy.ToyTask):
-    def loss(self, *args):
-        return jnp.log(-jnp.ones(())), {}
-
-class Config(toy.ToyConfig):
-    def make_task(self):
-        return Task()
-
-def get_config():
-    return Config()
-"""
+def no_number(*_):
+    return jnp.log(-jnp.ones(())), {}
 
 
 @pytest.mark.parametrize("given", ["--debug_nans", "--debug_nans=true"])
-def test_debug_nans_stops_at_the_first(tmp_path, given):
-    config = tmp_path / "nan.py"
-    config.write_text(NAN_CONFIG)
+def test_debug_nans_stops_at_the_first(tmp_path, given, monkeypatch):
+    monkeypatch.setattr(toy.ToyTask, "loss", no_number)
     try:
         with pytest.raises(FloatingPointError, match="nan"):
-            launch(train.main, f"--config={config}", f"--workdir={tmp_path / 'run'}", given)
+            launch(train.main, f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", given)
     finally:
         jax.config.update("jax_debug_nans", False)
 

@@ -22,6 +22,7 @@ from moe_jax.misrouting.arithmetic import ArithmeticConfig
 from moe_jax.misrouting.arithmetic_texts import VOCABULARY
 from moe_jax.misrouting.config import MisroutingConfig
 from moe_jax.misrouting.prompts import read_prompts
+from moe_jax.misrouting.task import ArithmeticTask
 from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
 from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import load_lm, save_lm
@@ -63,7 +64,7 @@ class Run:
     """A trained model in its folder, and what it gives for a batch, compiled once."""
 
     def __init__(self, workdir):
-        self.task, self.workdir = config().make_task(), workdir
+        self.task, self.workdir = ArithmeticTask(config()), workdir
         self.model = train(self.task, self.task.config.train, workdir)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task_module, "_figures", figures)
@@ -116,9 +117,8 @@ def by_hand(logits, routing, batch, balance, z_weight):
 
 @pytest.mark.parametrize("kind", ["true", "ignored"])
 def test_the_loss_by_hand(run, kind):
-    task = config(
-        data=ArithmeticConfig(levels=2, examples=30, held_out=3, explanation=kind)
-    ).make_task()
+    data = ArithmeticConfig(levels=2, examples=30, held_out=3, explanation=kind)
+    task = ArithmeticTask(config(data=data))
     batch = next(task.train_data())
     (total, parts), (logits, routing) = run.forward(batch)
     expected, each = by_hand(logits, routing, batch, 0.05, 0.001)
@@ -223,7 +223,7 @@ def scripted(prompts):
 
 def test_figures_by_hand(run, monkeypatch):
     settings = config(data=ArithmeticConfig(levels=2, examples=30, held_out=8))
-    task = settings.make_task()
+    task = ArithmeticTask(settings)
     monkeypatch.setattr(task_module, "_continued", scripted(task.prompts))
     found = task.evaluate(run.model)
     # Of every 4 prompts: answer and explanation right; wrong answer; no explanation; no answer.
@@ -246,7 +246,7 @@ def test_figures_by_hand(run, monkeypatch):
 def test_evaluation_of_a_real_model():
     settings = config(data=ArithmeticConfig(levels=2, examples=30, held_out=3))
     settings.model.num_layers = 1
-    task = settings.make_task()
+    task = ArithmeticTask(settings)
     found = task.evaluate(task.init(nnx.Rngs(0)))
     assert all(type(value) is float and 0 <= value <= 4 for value in found.values())
     assert found["max_load"] >= 0.25
@@ -256,7 +256,7 @@ def test_evaluation_of_a_real_model():
 
 
 def started(folder, **changes):
-    task = config(start=str(folder), **changes).make_task()
+    task = ArithmeticTask(config(start=str(folder), **changes))
     return task.prepare(task.init(nnx.Rngs(9)), nnx.Rngs(1))
 
 
@@ -266,7 +266,7 @@ def test_start_takes_the_weights(run):
 
 
 def test_start_without_a_folder_draws_them(run):
-    task = config().make_task()
+    task = ArithmeticTask(config())
     model = task.init(nnx.Rngs(9))
     before = np.asarray(model.token.embedding[...])
     assert np.abs(before).max() > 0

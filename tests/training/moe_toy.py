@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from launch._systems import System
 from moe_jax import losses
 from moe_jax.common.checks import nested
 from moe_jax.data.batches import batches
@@ -114,9 +115,13 @@ class MoEToyConfig:
     def validate(self, path: str = "") -> None:
         nested(path, "train", self.train, TrainConfig)
 
-    def make_task(self) -> Task:
-        return MoETask()
+
+def make_task(config) -> Task:
+    return MoETask()
 
 
 def get_config() -> MoEToyConfig:
     return MoEToyConfig()
+
+
+SYSTEM = System("tests.training.moe_toy:MoEToyConfig", "tests.training.moe_toy:make_task")

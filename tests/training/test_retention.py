@@ -167,7 +167,7 @@ def test_bad_settings(changes, message):
 
 def test_the_script_evaluates_the_one_that_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setitem(systems.SYSTEMS, "toy", ("tests.training.toy", "ToyConfig"))
+    monkeypatch.setitem(systems.SYSTEMS, "toy", toy.SYSTEM)
     config = toy.ToyConfig(train=settings(keep_best="max:accuracy", keep_every=20))
     workdir = tmp_path / "run"
     workdir.mkdir()

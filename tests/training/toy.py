@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from launch._systems import System
 from moe_jax.common.checks import joined, nested, whole
 from moe_jax.data.batches import batches
 from moe_jax.training.config import TrainConfig
@@ -105,9 +106,13 @@ class ToyConfig:
         whole(joined(path, "model"), "width", self.model.width, 1)
         nested(path, "train", self.train, TrainConfig)
 
-    def make_task(self) -> Task:
-        return ToyTask()
+
+def make_task(config) -> Task:
+    return ToyTask()
 
 
 def get_config() -> ToyConfig:
     return ToyConfig()
+
+
+SYSTEM = System("tests.training.toy:ToyConfig", "tests.training.toy:make_task")
