@@ -13,6 +13,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch import _cache as cache
 from launch import _cli as cli
 from launch import _systems as systems
 from moe_jax.common.schema import FlagText, Folder
@@ -44,4 +45,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    sys.exit(cli.run(main, sys.argv, cache.keep_programs))

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch import _cache as cache
 from launch import _cli as cli
 from launch import _systems as systems
 from moe_jax.common.schema import File, FlagText, Folder
@@ -76,4 +77,4 @@ def _texts(path: Path | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    sys.exit(cli.run(main, sys.argv, cache.keep_programs))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch import _cache as cache
 from launch import _cli as cli
 from launch import _memory as memory
 from launch import _systems as systems
@@ -133,4 +134,4 @@ def _leave(status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_leave(cli.run(main, sys.argv, memory.keep_heap_on_cpu)))
+    sys.exit(_leave(cli.run(main, sys.argv, memory.keep_heap_on_cpu, cache.keep_programs)))

@@ -28,7 +28,9 @@ from moe_jax.rationale.config import ContextConfig
 from moe_jax.rationale.windows import layer_index, pooled, spans
 
 Progress = Callable[[int, int], None]
-_ROWS = 256  # windows that go through the encoder at once
+_ROWS = (16, 64, 256)
+"""Windows that go through the encoder at once: the last number, or one that holds them all. Few
+different ones, so that few programs are compiled."""
 _VERSION = 1  # of what is computed here: part of the name of cached states
 
 
@@ -146,10 +148,11 @@ def _encoded(
     windows.sort(key=lambda w: w[1] - w[2])
     graphdef, state = nnx.split(pretrained.model)
     extra = len(prefix) + len(suffix)
+    most = next(rows for rows in _ROWS if len(windows) <= rows or rows == _ROWS[-1])
     first = 0
     while first < len(windows):
         length = _bucket(windows[first][2] - windows[first][1] + extra, pretrained)
-        rows = max(1, min(_ROWS, 8192 // length))
+        rows = max(1, min(most, 8192 // length))
         batch = windows[first : first + rows]
         first += rows
         ids_bs = np.full((rows, length), pretrained.config.pad_id, np.int32)
