@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 
 from moe_jax.misrouting import interventions
 from moe_jax.misrouting.answering import Answered, context_of, write_answers
-from moe_jax.misrouting.conditions import ON_EXPERTS, Spec
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT, Context
 from moe_jax.misrouting.edited_scores import option_logp, text_logp, text_scores
 from moe_jax.misrouting.edits import make_edit
@@ -20,6 +19,7 @@ from moe_jax.misrouting.probing import Explained, option_ids
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.routes import by_part
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
+from moe_jax.misrouting.specs import ON_EXPERTS, Spec
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import PretrainedLM
 

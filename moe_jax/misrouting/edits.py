@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from moe_jax.gating import GateConfig, RoutingEdit
 from moe_jax.misrouting import interventions
-from moe_jax.misrouting.conditions import Spec, Target
+from moe_jax.misrouting.conditions import Target
+from moe_jax.misrouting.specs import Spec
 
 
 def make_edit(

@@ -9,7 +9,6 @@ import numpy as np
 from markupsafe import Markup
 
 from moe_jax.common.statistics import Interval
-from moe_jax.misrouting.conditions import ON_LAYERS
 from moe_jax.misrouting.measures import ACCURACY, HEADLINE, OF_THE_BASE_RUN
 from moe_jax.misrouting.misroute_words import (
     BEYOND,
@@ -22,6 +21,7 @@ from moe_jax.misrouting.misroute_words import (
     short_spec,
     verdict,
 )
+from moe_jax.misrouting.specs import ON_LAYERS
 from moe_jax.misrouting.study_results import Measure, Row, Study
 from moe_jax.reports.escape import one_line
 from moe_jax.reports.page import Cell, Column, number, paragraph, table

@@ -4,7 +4,7 @@ import dataclasses
 
 from moe_jax.common.checks import joined, number, several, text, whole, wrong
 from moe_jax.errors import UserError
-from moe_jax.misrouting.conditions import Spec, parse_spec
+from moe_jax.misrouting.specs import Spec, parse_spec
 
 
 @dataclasses.dataclass(kw_only=True)

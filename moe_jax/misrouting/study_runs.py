@@ -15,7 +15,7 @@ from moe_jax.misrouting import disturbance, probing
 from moe_jax.misrouting.answering import Answered, common_separator, context_of, write_answers
 from moe_jax.misrouting.causes import agreement_record, mediation_record
 from moe_jax.misrouting.concepts import named_concepts
-from moe_jax.misrouting.conditions import BASE, Condition, parse_spec
+from moe_jax.misrouting.conditions import BASE, Condition
 from moe_jax.misrouting.context import Context
 from moe_jax.misrouting.edited_scores import text_scores
 from moe_jax.misrouting.edits import make_edit
@@ -25,6 +25,7 @@ from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.routes import Routes, by_part, donors, of_prompt
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.selection import Selection
+from moe_jax.misrouting.specs import parse_spec
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.texts import distractors
 from moe_jax.models.causal_pretrained import PretrainedLM

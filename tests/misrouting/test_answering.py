@@ -8,11 +8,11 @@ from moe_jax.misrouting.answering import (
     context_of,
     write_answers,
 )
-from moe_jax.misrouting.conditions import SCOPES
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, Context
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.routes import Routes
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
+from moe_jax.misrouting.specs import SCOPES
 from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import oracle, small_lm

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from moe_jax.gating import GateConfig
-from moe_jax.misrouting.conditions import Spec
 from moe_jax.misrouting.edits import make_edit
+from moe_jax.misrouting.specs import Spec
 
 _GATE = GateConfig(num_experts=8, k=2)
 
