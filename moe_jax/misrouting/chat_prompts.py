@@ -5,12 +5,25 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting.inputs import Inputs
+from moe_jax.misrouting.prompts import Prompt, read_prompts
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.chat import ChatTemplate, read_chat_template, render, without_added_tokens
 from moe_jax.models.switch_pretrained import PretrainedSwitch
 
 _LM = TypeVar("_LM", PretrainedLM, PretrainedSwitch, PretrainedLM | PretrainedSwitch)
+
+
+def read_asked(inputs: Inputs) -> list[Prompt]:
+    """The prompts of a file as the model is asked them: as they are, or as chats.
+
+    Raises:
+      UserError: as `read_prompts`, `template_of` and `as_chat`.
+    """
+    prompts = read_prompts(inputs.prompts)
+    if inputs.chat:
+        prompts = as_chat(prompts, template_of(inputs.model), system=inputs.system)
+    return prompts
 
 
 def template_of(model: str | pathlib.Path) -> ChatTemplate:

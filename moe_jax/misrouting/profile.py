@@ -1,36 +1,77 @@
-"""Stage 1 of seed 001: which experts do prompts of each difficulty use?
+"""Stage 1: which experts do prompts of each difficulty use?
+
+    result = run(ProfileConfig(model=..., prompts=..., workdir=...))
+
+or, of readings that are there:
 
     check(prompts, settings)
     found = collect(readings, prompts, model, kind=settings.usage)      # collect.py
     result = profile(found, prompts, model, settings)
 
-Nothing here runs a model. The unit is the prompt. Letters: n prompts, d levels, l layers with
-experts, e experts of each, m = l * e, k choices of a token, t tokens counted (of all prompts).
+The unit is the prompt. Letters: n prompts, d levels, l layers with experts, e experts of each,
+m = l * e, k choices of a token, t tokens counted (of all prompts).
 """
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from moe_jax.common.files import local_path
 from moe_jax.common.statistics import holm
 from moe_jax.errors import UserError
 from moe_jax.misrouting import specialisation, trend, usage
+from moe_jax.misrouting.chat_prompts import read_asked
 from moe_jax.misrouting.collect import balance, top_tokens
+from moe_jax.misrouting.profile_config import ProfileConfig, ProfileSettings
 from moe_jax.misrouting.profile_data import (
     Collected,
     Compared,
     LevelMeans,
     ModelShape,
     Profile,
-    ProfileSettings,
     Scores,
     Selection,
 )
+from moe_jax.misrouting.profile_files import write_profile
+from moe_jax.misrouting.profile_inputs import read_and_collect
+from moe_jax.misrouting.profile_report import write_report
 from moe_jax.misrouting.prompts import Levels, Prompt, levels, strata
 
 _COLUMNS = 1024  # of the bootstrap at once
 _TOP = 10
+
+
+def run(config: ProfileConfig) -> Profile:
+    """Read the prompts with the model, evaluate its routing, write the files and the page.
+
+    Args:
+      config: inputs, method and workdir, which gets profile.json, profile.csv, usage.csv and
+        profile.html. Progress goes to stderr.
+
+    Returns:
+      What the files hold.
+
+    Raises:
+      UserError: a field, the prompts, the model or its routes are wrong (which); nothing is written
+        then.
+    """
+    config.validate()
+    workdir, settings = local_path(config.workdir, "workdir"), config.settings()
+    prompts = read_asked(config)
+    check(prompts, settings)
+    shape, found = read_and_collect(config.model, prompts, config)
+    print(
+        f"comparing {found.rate[0].size:,} experts over {len(prompts):,} prompts", file=sys.stderr
+    )
+    result = profile(found, prompts, shape, settings)
+    if config.compare:
+        _, other = read_and_collect(config.compare, prompts, config)
+        result = result._replace(compared=(compare(result, found, config.compare, other),))
+    write_profile(result, workdir)
+    write_report(result, workdir / "profile.html", title=f"Routing by difficulty: {shape.name}")
+    return result
 
 
 def check(prompts: Sequence[Prompt], settings: ProfileSettings) -> Levels:
@@ -39,20 +80,7 @@ def check(prompts: Sequence[Prompt], settings: ProfileSettings) -> Levels:
     Raises:
       UserError: one level only, a level with one prompt, or a setting that can't be.
     """
-    if settings.usage not in usage.KINDS:
-        raise UserError(f"usage={settings.usage!r} must be one of {', '.join(usage.KINDS)}")
-    for name, least in (
-        ("length_bins", 0),
-        ("permutations", 19),
-        ("samples", 1),
-        ("top", 0),
-        ("minimum", 1),
-        ("seed", 0),
-    ):
-        value = getattr(settings, name)
-        if value < least:
-            why = ": with fewer no p can be 0.05" if name == "permutations" else ""
-            raise UserError(f"{name}={value} must be at least {least}{why}")
+    settings.validate()
     found = levels(prompts)
     weights = np.array(settings.weights)
     if len(weights):

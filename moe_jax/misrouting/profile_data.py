@@ -5,54 +5,12 @@ n prompts, d levels, l layers with experts, e experts of each, k choices of a to
 counted (of all prompts).
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProfileSettings:
-    """How a study is evaluated.
-
-    Attributes:
-      usage: one of `usage.KINDS`.
-      weights: of the levels, of sum 0; (): they rise evenly (`trend.level_weights`).
-      length_bins: labels are permuted among prompts of like length only: so many quantiles of the
-        number of tokens counted, within each group; 0: among all of a group.
-      permutations: of the tests.
-      samples: of the bootstrap.
-      top: experts to select; 0: a quarter of them, at most 10.
-      select_half: select on one half of the prompts and test on the other.
-      minimum: times that a token must be seen to be listed.
-      seed: of permutations, bootstrap and halves.
-      tokens: which tokens were counted, as `TokenSubset` writes it. This and what follows is a
-        record for the reader: it was applied when the prompts were read.
-      generate: most new tokens of a prompt.
-      stop: text that ended them.
-      prompts: the file.
-      routes: the file of recorded routes; "": the model ran.
-      chat: the model's chat template was around the prompts.
-      system: the chat's system message; "": none.
-    """
-
-    usage: str = "share"
-    weights: tuple[float, ...] = ()
-    length_bins: int = 0
-    permutations: int = 9_999
-    samples: int = 2_000
-    top: int = 0
-    select_half: bool = True
-    minimum: int = 10
-    seed: int = 0
-    tokens: str = "all"
-    generate: int = 0
-    stop: str = ""
-    prompts: str = ""
-    routes: str = ""
-    chat: bool = False
-    system: str = ""
+from moe_jax.misrouting.profile_config import ProfileSettings
 
 
 class ModelShape(NamedTuple):

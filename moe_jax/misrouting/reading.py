@@ -19,7 +19,7 @@ from moe_jax.errors import UserError
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.readers import Read, Reader, make_reader
 from moe_jax.misrouting.reading_tokens import token_pieces, tokenise
-from moe_jax.misrouting.subsets import PromptTokens, TokenSubset
+from moe_jax.misrouting.subsets import PromptTokens, TokenSubset, check_reading
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.generate import OnToken
 from moe_jax.models.pieces import check_shown
@@ -136,18 +136,6 @@ def read(
             yield _reading(reader, subset, i, one)
         if on_progress is not None:
             on_progress(start + len(batch), len(order))
-
-
-def check_reading(subset: TokenSubset, *, generate_tokens: int, batch_size: int) -> None:
-    """Raises a UserError that names the first setting that can't be."""
-    if generate_tokens < 0 or batch_size < 1:
-        least = "generate must be at least 0" if generate_tokens < 0 else "batch_size at least 1"
-        raise UserError(f"generate={generate_tokens}, batch_size={batch_size}: {least}")
-    if subset.kind == "generated" and generate_tokens < 2:
-        raise UserError(
-            f"tokens='generated' needs generate of at least 2, not {generate_tokens}: the last new "
-            "token is never read"
-        )
 
 
 def _reading(reader: Reader, subset: TokenSubset, number: int, read: Read) -> Reading:

@@ -1,7 +1,10 @@
-"""Stage 2: runs every condition on every prompt and keeps what each gave, so that it can go on.
+"""Stage 2: misroute experts, and measure what becomes of answers and explanations.
+
+    found = run(MisrouteConfig(model=..., prompts=..., workdir=..., profile=...))
 
 A study is a folder: `config.json` says what it is of, `conditions.jsonl` holds one line for each
-run that is done. Letters: t tokens, l layers with a mixture, k choices of a token.
+run that is done, so that it can be resumed. Letters: t tokens, l layers with a mixture, k choices
+of a token.
 """
 
 import dataclasses
@@ -14,20 +17,29 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common.files import local_path
 from moe_jax.common.log import Log
+from moe_jax.common.schema import to_json
 from moe_jax.errors import UserError
+from moe_jax.misrouting import study_inputs
 from moe_jax.misrouting.causes import zero_dose_record
 from moe_jax.misrouting.conditions import conditions
 from moe_jax.misrouting.context import make_context
+from moe_jax.misrouting.misroute_files import write_files
+from moe_jax.misrouting.misroute_report import write_report
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.routes import check_recorded, donors
 from moe_jax.misrouting.selection import Selection
-from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.misrouting.study_config import MisrouteConfig, StudyConfig
+from moe_jax.misrouting.study_progress import StudyProgress, stoppable
+from moe_jax.misrouting.study_results import Study
 from moe_jax.misrouting.study_runs import Planted, StudyRuns
+from moe_jax.misrouting.study_summary import summarise
 from moe_jax.models.causal_pretrained import PretrainedLM
 from moe_jax.models.compiled import free_programs
 from moe_jax.models.digest import weights_digest
 from moe_jax.training import settings
+from moe_jax.training import workdir as folders
 
 Progress = Callable[[int, int, str], None]
 """(runs done, runs in all, what is next)."""
@@ -65,6 +77,52 @@ class StudyOf:
     routes: str = ""
     planted: tuple[str, str]
     config: StudyConfig
+
+
+def run(config: MisrouteConfig) -> Study:
+    """Run what isn't done yet of a study, sum it up, write the files and the page.
+
+    The same call on the same workdir resumes an interrupted study; of a finished one only the
+    files are written anew.
+
+    Args:
+      config: inputs, settings and workdir, which gets config.json, conditions.jsonl (a line for
+        each run), misroute.json, misroute.csv and misroute.html. Progress goes to stderr.
+
+    Returns:
+      What misroute.json holds.
+
+    Raises:
+      UserError: a field, the prompts, a model, the experts or the routes are wrong (which), or the
+        workdir holds another study.
+      study_progress.Stopped: Ctrl-C or SIGTERM; the runs that are done are kept.
+    """
+    config.validate()
+    given = study_inputs.load(config)
+    this = study_of(
+        given.lm,
+        given.prompts,
+        given.chosen.selection,
+        given.planted,
+        config.settings(),
+        chat=config.chat,
+        system=config.system,
+        recorded=given.recorded,
+    )
+    workdir = local_path(config.workdir, "workdir")
+    with folders.claimed(workdir, this), folders.lock(workdir):
+        found = summarise(
+            _records(given, this.config, workdir),
+            given.prompts,
+            this.config,
+            model=given.lm.name,
+            expert_layers=given.lm.config.expert_layers,
+            settings=_described(this, given.chosen.said),
+        )
+        write_files(found, workdir)
+        title = f"Misrouting: {given.lm.name}"
+        write_report(found, workdir / "misroute.html", title=title, selection=given.chosen.said)
+    return found
 
 
 def study_of(
@@ -179,6 +237,33 @@ def run_study(
     if progress is not None:
         progress(len(todo), len(todo), "")
     return [log.records[key] for key, _ in todo]
+
+
+def _records(
+    given: study_inputs.Loaded, config: StudyConfig, workdir: Path
+) -> list[dict[str, Any]]:
+    """`run_study` with its progress on stderr, until a signal stops it."""
+    progress = StudyProgress(len(Log(workdir / "conditions.jsonl").records))
+    with stoppable(progress):
+        return run_study(
+            given.lm,
+            given.prompts,
+            given.chosen.selection,
+            config,
+            workdir,
+            planted=given.planted,
+            recorded=given.recorded,
+            progress=progress,
+            detail=progress.detail,
+        )
+
+
+def _described(this: StudyOf, said: str) -> str:
+    """What the study is of, a line a field, and where its experts are from."""
+    values = to_json(this)
+    inner = values.pop("config")
+    lines = [f"{name} = {value!r}" for name, value in (values | inner).items()]
+    return "\n".join([*lines, "", said])
 
 
 def _check_routes(

@@ -141,6 +141,18 @@ class TokenSubset:
         return picked & real
 
 
+def check_reading(subset: TokenSubset, *, generate_tokens: int, batch_size: int) -> None:
+    """Can tokens be read and counted so? A UserError names the first setting that can't be."""
+    if generate_tokens < 0 or batch_size < 1:
+        least = "generate must be at least 0" if generate_tokens < 0 else "batch_size at least 1"
+        raise UserError(f"generate={generate_tokens}, batch_size={batch_size}: {least}")
+    if subset.kind == "generated" and generate_tokens < 2:
+        raise UserError(
+            f"tokens='generated' needs generate of at least 2, not {generate_tokens}: the last new "
+            "token is never read"
+        )
+
+
 def real_tokens(
     ids: Int[np.ndarray, " t"],
     *,

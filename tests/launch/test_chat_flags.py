@@ -181,5 +181,5 @@ def test_one_line_for_a_mistake(given, tmp_path, capsys, script, more, message):
 def test_help_teaches(script, capsys):
     assert cli.run(script.main, ["script.py", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--chat=B true: ask an instruct model as it was trained to be asked" in text
+    assert "--[no]chat true: ask an instruct model as it was trained to be asked" in text
     assert "--system=TEXT the chat's system message, with --chat=true" in text

@@ -5,23 +5,28 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from launch import _cli as cli
 from launch import misroute as script
-from moe_jax.misrouting import study, study_progress, study_runs
+from moe_jax.misrouting import misroute_files, study, study_progress, study_runs
 from moe_jax.misrouting.prompts import Prompt, write_prompts
-from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.misrouting.study_config import MisrouteConfig
 from tests.misrouting import small_lm
 
 SMALL = (
     *("--interventions=suppress,random@answer", "--controls=0", "--max_new_tokens=5"),
     *("--answer_tokens=3", "--faithfulness_prompts=2", "--batch_size=8"),
 )
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ["conditions.jsonl", "config.json", "misroute.csv", "misroute.html", "misroute.json"]
 
 
@@ -49,13 +54,30 @@ def flags(given, workdir, *more):
     return f"--model={model}", f"--prompts={prompts}", f"--workdir={workdir}", *SMALL, *more
 
 
+class Run(NamedTuple):
+    """A study, the flags that it could have been started with, and what the example found."""
+
+    workdir: Path
+    flags: tuple
+    names: dict
+
+
 @pytest.fixture(scope="module")
 def run(given, tmp_path_factory):
-    """(workdir, its flags) of a whole study."""
-    workdir = tmp_path_factory.mktemp("run") / "new" / "study"
-    mine = flags(given, workdir, "--experts=1:0,1:4")
-    assert call(*mine) == 0
-    return workdir, mine
+    """Both stages from Python, as docs/misrouting.md shows."""
+    docs = (ROOT / "docs" / "misrouting.md").read_text(encoding="utf-8")
+    section = docs.split("## From Python: both stages\n")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    folder = tmp_path_factory.mktemp("run")
+    places = {"MODEL": given[0], "prompts.jsonl": given[1]}
+    places |= {f"runs/{name}": folder / "new" / name for name in ("profile", "misroute")}
+    for name, path in places.items():
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(path)))
+    names = {}
+    exec(code, names)
+    mine = flags(given, places["runs/misroute"], f"--profile={places['runs/profile']}")
+    return Run(places["runs/misroute"], mine, names)
 
 
 def profile(folder, **changes):
@@ -71,12 +93,14 @@ def profile(folder, **changes):
     return f"--profile={folder}"
 
 
-def test_a_whole_study(given, run):
-    workdir, _ = run
+def test_a_whole_study(run):
+    workdir, _, names = run
     assert sorted(p.name for p in workdir.iterdir() if p.name != ".lock") == FILES
     values = json.loads((workdir / "misroute.json").read_text())
-    assert values["selected"] == [[1, 0], [1, 4]]
-    assert values["prompts"] == 6
+    chosen = names["found"].selection
+    assert values["selected"] == [[1, expert] for expert in chosen.expert.tolist()]
+    assert values["prompts"] == len(chosen.half_b)
+    assert values == misroute_files.to_json(names["result"])
     assert values["measured"] == 2
     assert all(values["zero_dose"].values())
     rows = [(row["spec"], row["experts"]) for row in values["rows"]]
@@ -87,7 +111,7 @@ def test_a_whole_study(given, run):
     lines = list(csv.DictReader(io.StringIO((workdir / "misroute.csv").read_text())))
     assert {line["spec"] for line in lines} == {"suppress@all", "random@answer"}
     page = (workdir / "misroute.html").read_text()
-    assert "2 experts named by hand, tested on all 6 prompts." in page
+    assert "1 expert selected by Stage 1, tested on the " in page
     assert "max_new_tokens = 5" in page
     config = json.loads((workdir / "config.json").read_text())
     assert config["system"] == "misrouting-study"
@@ -95,7 +119,7 @@ def test_a_whole_study(given, run):
 
 
 def test_going_on_gives_the_same_bit_for_bit(run, tmp_path, capsys):
-    workdir, mine = run
+    workdir, mine, _ = run
     before = {name: (workdir / name).read_bytes() for name in FILES}
     lines = before["conditions.jsonl"].splitlines(keepends=True)
     (workdir / "conditions.jsonl").write_bytes(b"".join(lines[:-3]) + lines[-3][:50])
@@ -111,7 +135,7 @@ def test_going_on_gives_the_same_bit_for_bit(run, tmp_path, capsys):
 
 
 def test_a_finished_study_is_only_shown(run, capsys, monkeypatch):
-    workdir, mine = run
+    workdir, mine, _ = run
     before = (workdir / "misroute.html").read_bytes()
     (workdir / "misroute.html").write_text("old")
     monkeypatch.setattr(study_runs, "write_answers", None)
@@ -141,12 +165,14 @@ def test_recorded_routes_are_those_of_the_tested_prompts(given, tmp_path, monkey
     assert [int(one[0, 0, 0]) for one in seen["recorded"]] == [5, 0, 2]
 
 
-def test_another_study_in_the_same_folder(run, capsys):
-    _, mine = run
+def test_another_study_in_the_same_folder(run, tmp_path, capsys):
+    _, mine, names = run
     assert call(*mine, "--seed=3") == 2
     assert "holds a run with config.seed=0, not 3" in capsys.readouterr().err
-    other = [flag for flag in mine if not flag.startswith("--experts")]
-    assert call(*other, "--experts=1:2") == 2
+    same = names["found"].selection
+    given = {"usage_mean": same.usage_mean.tolist(), "z": same.z.tolist()}
+    given |= {"test_prompts": same.half_b.tolist(), "selected": [[1, int(same.expert[0] + 1) % 6]]}
+    assert call(*mine, profile(tmp_path, **given)) == 2
     assert "holds a run with selected=" in capsys.readouterr().err
 
 
@@ -215,7 +241,7 @@ def test_a_signal_says_how_far_it_got(given, tmp_path, monkeypatch, capsys, sign
         (["--experts=1:0", "--model=nowhere"], "is not a folder with config.json"),
         (["--experts=1:0", "--prompts=nowhere"], "can't be read"),
         (["--experts=1:0", "--workdir={file}"], "is a file; name a folder"),
-        (["--experts=1:0", "--unknown=1"], "Unknown command line flag"),
+        (["--experts=1:0", "--unknown=1"], "--unknown: no such flag"),
         (["--experts=1:0", "more"], "'more': not a flag"),
     ],
 )  # fmt: skip
@@ -253,21 +279,36 @@ def test_models_without_experts(given, tmp_path, capsys):
     assert f"--planted_uses={dense}: this model has no experts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["misroute", "profile_routing"])
+def test_help_needs_no_jax(name):
+    code = f"""if True:
+        import runpy, sys
+        sys.argv = ["{name}.py", "--help"]
+        try:
+            runpy.run_path("launch/{name}.py", run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0, end.code
+        print(sorted({{"jax", "flax", "scipy", "tokenizers"}} & set(sys.modules)))"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
 def test_help_names_every_flag_and_default(capsys):
     assert call("--help") == 0
     text = capsys.readouterr().out
-    fields = [field.name for field in dataclasses.fields(StudyConfig)]
-    for name in (*script._NEEDED, *script._OPTIONAL, *fields):
-        assert f"--{name}=" in text
-    assert ",".join(StudyConfig().interventions) in "".join(text.split())
+    for field in dataclasses.fields(MisrouteConfig):
+        assert re.search(rf"^  --(\[no\])?{field.name}(=\S+)? ", text, re.MULTILINE), field.name
+    assert ",".join(MisrouteConfig.interventions) in "".join(text.split())
     assert "(default \\n)" in " ".join(text.split())
-    for name in fields:
-        assert f"{{{name}}}" not in text
 
 
-def test_texts_of_flags_and_fields_are_each_others():
-    config = StudyConfig(filler="\n", delimiter="\tA:", interventions=("zero@all", "random@answer"))
-    assert script._config(script._texts(config)) == config
+def test_escapes_lists_and_empty_flags():
+    given = ("x", "--model=m", "--prompts=p", "--workdir=w", "--experts=1:0", "--profile=")
+    more = (r"--delimiter=\tA:", r"--filler=\n", "--interventions=zero, random@answer")
+    config = cli.parse([*given, *more], MisrouteConfig)
+    assert (config.delimiter, config.filler, config.profile) == ("\tA:", "\n", "")
+    assert config.settings().interventions == ("zero@all", "random@answer")
 
 
 def test_progress_rewrites_a_line_on_a_terminal(monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """launch/profile_routing.py as a user meets it, and the script that makes prompts of GSM8K."""
 
+import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from launch import _cli as cli
 from launch import profile_routing as script
 from moe_jax.errors import UserError
+from moe_jax.misrouting import profile
+from moe_jax.misrouting.profile_config import ProfileConfig
 from moe_jax.misrouting.profile_files import read_profile
 from moe_jax.misrouting.prompts import Prompt, read_prompts, write_prompts
 from moe_jax.misrouting.reading import read
@@ -60,6 +64,22 @@ def test_a_whole_study(given, tmp_path, capsys):
     times = np.bincount(reading.expert[-2:, 1].ravel(), minlength=8)
     np.testing.assert_allclose(result.usage[3, 1], times / 6)
     assert len(result.samples) == 4
+
+
+def test_from_python_the_files_are_the_same(given, tmp_path):
+    assert call(*flags(given, tmp_path / "script", "--permutations=99", "--top=2")) == 0
+    config = ProfileConfig(
+        model=str(given[0]),
+        prompts=str(given[1]),
+        workdir=tmp_path / "python",
+        permutations=99,
+        top=2,
+    )
+    result = profile.run(config)
+    assert len(result.selection.expert) == 2
+    for name in ("profile.csv", "profile.html", "profile.json", "usage.csv"):
+        ours, theirs = ((tmp_path / one / name).read_bytes() for one in ("python", "script"))
+        assert ours == theirs, name
 
 
 def test_generation_weights_and_groups_reach_the_study(given, tmp_path, capsys):
@@ -122,7 +142,7 @@ def test_routes_instead_of_a_run(given, tmp_path, capsys):
         (["--prompts=nowhere.jsonl"], "can't be read"),
         (["--routes=nowhere.npz"], "can't be read as .npz"),
         (["--workdir={file}"], "is a file; name a folder"),
-        (["--unknown=1"], "Unknown command line flag"),
+        (["--unknown=1"], "--unknown: no such flag"),
     ],
 )
 def test_one_line_for_a_mistake(given, tmp_path, capsys, more, message):
@@ -150,10 +170,10 @@ def test_a_model_without_experts_and_levels_of_one(given, tmp_path, capsys):
 def test_help_names_every_flag(capsys):
     assert call("--help") == 0
     text = capsys.readouterr().out
-    for name in (*script._NEEDED, *script._DEFAULTS):
-        assert f"--{name}=" in text
+    for field in dataclasses.fields(ProfileConfig):
+        assert re.search(rf"^  --(\[no\])?{field.name}(=\S+)? ", text, re.MULTILINE), field.name
     assert call("--prompts=x", "--workdir=y") == 2
-    assert "--model=DEL is missing" in capsys.readouterr().err
+    assert "--model=DIR is missing: a Hugging Face folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

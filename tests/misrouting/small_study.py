@@ -4,7 +4,8 @@ import numpy as np
 
 from moe_jax.misrouting.collect import collect
 from moe_jax.misrouting.profile import profile
-from moe_jax.misrouting.profile_data import ModelShape, ProfileSettings
+from moe_jax.misrouting.profile_config import ProfileSettings
+from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import Reading
 
