@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from moe_jax.common.progress import counting
 from moe_jax.misrouting import reading, recorded_readings
 from moe_jax.misrouting.chat_prompts import reads_chats
 from moe_jax.misrouting.collect import collect
@@ -48,6 +49,6 @@ def read_and_collect(
             generate_tokens=config.generate,
             stop=config.stop,
             batch_size=config.batch_size,
-            on_progress=reading.ReadingProgress(),
+            on_progress=counting("reading", "prompts"),
         )
     return shape, collect(readings, prompts, shape, kind=config.usage, samples=_SAMPLES)

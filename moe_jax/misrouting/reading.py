@@ -7,8 +7,6 @@ large study is up to the caller (`collect` in `profile`). Letters: t tokens, l l
 k choices, e experts.
 """
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -56,30 +54,6 @@ class Reading(NamedTuple):
     expert: Int[np.ndarray, "t l k"]
     weight: Float[np.ndarray, "t l k"] | None
     probs: Float[np.ndarray, "t l e"] | None
-
-
-class ReadingProgress:
-    """Prompts read so far, on stderr: a line rewritten on a terminal, else one every few seconds.
-
-    Silent where all is done within three seconds.
-    """
-
-    def __init__(self, verb: str = "reading"):
-        self._verb, self._began, self._shown = verb, time.monotonic(), False
-        self._last = self._began
-
-    def __call__(self, done: float | int, total: int) -> None:
-        """So many prompts of the total are done."""
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        early = now - self._began < 3 or now - self._last < (0.2 if terminal else 5)
-        if early and not (self._shown and done >= total):
-            return
-        self._last, self._shown = now, True
-        line = f"{self._verb} {int(done):,} of {total:,} prompts"
-        if done >= 0.05 * total:  # what comes before is mostly compilation
-            line += f", {(now - self._began) * (total - done) / done:.0f} s left"
-        end = "" if terminal and done < total else "\n"
-        print(f"{chr(13) if terminal else ''}{line:<60}", end=end, file=sys.stderr, flush=True)
 
 
 def read(

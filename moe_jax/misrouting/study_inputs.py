@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Int
 
 from moe_jax.common.files import local_path
+from moe_jax.common.progress import counting
 from moe_jax.misrouting import selection
 from moe_jax.misrouting.chat_prompts import read_asked, reads_chats
 from moe_jax.misrouting.probing import filler_id
 from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.reading import ReadingProgress
 from moe_jax.misrouting.recorded_readings import read_recorded
 from moe_jax.misrouting.scoped import gate_of
 from moe_jax.misrouting.selection import Chosen
@@ -84,7 +84,7 @@ def _chosen(config: MisrouteConfig, lm: PretrainedLM, prompts: Sequence[Prompt])
         lm,
         prompts,
         batch_size=config.batch_size,
-        on_progress=ReadingProgress("usage: reading"),
+        on_progress=counting("usage: reading", "prompts"),
     )
 
 

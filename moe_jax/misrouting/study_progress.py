@@ -1,18 +1,13 @@
 """How far a study is, on stderr, and what Ctrl-C says."""
 
-import collections
 import contextlib
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from moe_jax.common.interrupt import Interrupted
-
-_EVERY = 10.0  # seconds between lines where lines can't be rewritten
-_FEWEST, _RECENT = 3, 8  # runs that time left is estimated from: the first ones compile programs
+from moe_jax.common.progress import Known, Progress, in_words
 
 
 class Stopped(Interrupted):
@@ -26,7 +21,7 @@ class Stopped(Interrupted):
 
 
 class StudyProgress:
-    """A `study.Progress`: run k of n, its name, time left. Rewritten on a terminal.
+    """A `study.Progress`: "run 4 of 900: NAME, 15 min left" (`common.progress`).
 
     Attributes:
       done: runs that are done, those before this start too.
@@ -36,9 +31,9 @@ class StudyProgress:
     def __init__(self, done: int):
         """`done`: runs that an earlier start did."""
         self.done, self.total = done, 0
-        self._before, self._last = done, -_EVERY
-        self._starts: collections.deque[float] = collections.deque(maxlen=_RECENT + 1)
-        self._open, self._line = False, ""
+        self._before, self._name = done, ""
+        # The first runs compile programs.
+        self._progress = Progress(done, line=self._line, every=10.0, recent=8, fewest=3)
 
     def __call__(self, number: int, total: int, name: str) -> None:
         """Run `number` (from 0) is next, or all are done."""
@@ -47,44 +42,30 @@ class StudyProgress:
             self._say_before(total)
         elif not first:
             self.done = min(self.done + 1, total)
-        now = time.monotonic()
-        self._starts.append(now)
         if number >= total:
             self.close()
             return
-        self._line = f"run {self.done + 1} of {total}: {name}{self._left()}"
-        self._print(self._line, now)
+        self._name = name
+        self._progress.step(self.done, total, detail="", at_once=first)
 
     def detail(self, text: str) -> None:
         """What the run is doing, after the run's own line."""
-        self._print(f"{self._line}: {text}", time.monotonic())
+        self._progress.detail(text)
 
     def close(self) -> None:
-        """End the line that is rewritten."""
-        if self._open:
-            print(file=sys.stderr)
-            self._open = False
+        """Leave the terminal as it was."""
+        self._progress.close()
 
-    def _print(self, line: str, now: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{line[:100]:<100}", end="", file=sys.stderr, flush=True)
-            self._open = True
-        elif now - self._last >= _EVERY:
-            self._last = now
-            print(line, file=sys.stderr, flush=True)
+    def _line(self, known: Known) -> str:
+        left = "" if known.left is None else f", {in_words(known.left)} left"
+        detail = f": {known.detail}" if known.detail else ""
+        return f"run {self.done + 1} of {known.total}: {self._name}{left}{detail}"
 
     def _say_before(self, total: int) -> None:
         if self._before >= total:
-            print(f"all {total} runs were done: only the files are written anew", file=sys.stderr)
+            self._progress.note(f"all {total} runs were done: only the files are written anew")
         else:
-            print(f"going on: {self._before} of {total} runs were done", file=sys.stderr)
-
-    def _left(self) -> str:
-        runs = len(self._starts) - 1
-        if runs < _FEWEST:
-            return ""
-        seconds = (self._starts[-1] - self._starts[0]) / runs * (self.total - self.done)
-        return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"
+            self._progress.note(f"going on: {self._before} of {total} runs were done")
 
 
 @contextlib.contextmanager
@@ -105,8 +86,8 @@ def stoppable(progress: StudyProgress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        progress.close()
         raise Stopped(seen[0], progress.done, progress.total) from None
     finally:
+        progress.close()
         if caught:
             signal.signal(signal.SIGTERM, before)

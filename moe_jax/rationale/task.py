@@ -1,10 +1,9 @@
 """The rationale model as a Task: its data, its losses, how it is judged and shown."""
 
+import contextlib
 import dataclasses
 import functools
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from moe_jax import losses
+from moe_jax.common.progress import counting
 from moe_jax.data.batches import batches, pad_stack
 from moe_jax.data.clustering import spherical_kmeans
 from moe_jax.data.corpus import load_corpus
@@ -276,8 +276,14 @@ class RationaleTask(Task):
         return pieces(tokens, self.config.context.max_tokens)
 
     def _contextualise(self, tokens: Tokenised, show: bool = False) -> Contextual:
-        progress = _Progress() if show else None
-        return contextualise(self.pretrained, tokens, self.config.context, progress=progress)
+        progress = counting("encoding", "windows")
+        with contextlib.closing(progress):
+            return contextualise(
+                self.pretrained,
+                tokens,
+                self.config.context,
+                progress=progress if show else None,
+            )
 
     def _states(self, part: int) -> list[np.ndarray] | None:
         return None if self.config.context.train_encoder else self._contexts[part].states
@@ -326,24 +332,6 @@ class RationaleTask(Task):
 def _length(tokens: Tokenised) -> int:
     """To which a batch is padded."""
     return max(1, max(len(i) for i in tokens.ids))
-
-
-class _Progress:
-    """Windows encoded so far: one line rewritten on a terminal, else a line every 10 seconds."""
-
-    def __init__(self) -> None:
-        self._began = self._shown = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        if not terminal and now - self._shown < 10:
-            return
-        self._shown = now
-        left = (now - self._began) * (total - done) / max(done, 1)
-        line = f"encoding {done:,} of {total:,} windows, {left:.0f} s left"
-        end = "" if terminal and done < total else "\n"
-        start = "\r" if terminal else ""
-        print(f"{start}{line:<60}", end=end, file=sys.stderr, flush=True)
 
 
 def _joined(parts: Sequence[np.ndarray], owner: np.ndarray) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import pytest
 
 from launch import _cli as cli
 from launch import misroute as script
-from moe_jax.misrouting import misroute_files, study, study_progress, study_runs
+from moe_jax.misrouting import misroute_files, study, study_runs
 from moe_jax.misrouting.prompts import Prompt, write_prompts
 from moe_jax.misrouting.study_config import MisrouteConfig
 from tests.misrouting import small_lm
@@ -309,55 +309,3 @@ def test_escapes_lists_and_empty_flags():
     config = cli.parse([*given, *more], MisrouteConfig)
     assert (config.delimiter, config.filler, config.profile) == ("\tA:", "\n", "")
     assert config.settings().interventions == ("zero@all", "random@answer")
-
-
-def test_progress_rewrites_a_line_on_a_terminal(monkeypatch, capsys):
-    now = iter([0.0, 50.0, 100.0, 150.0, 200.0, 250.0])
-    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = study_progress.StudyProgress(2)
-    for number, name in ((2, "a"), (3, "b"), (4, "c"), (5, "d"), (6, "e")):
-        progress(number, 7, name)
-    progress(7, 7, "")
-    lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines()]
-    assert [line for line in lines if line] == [
-        "going on: 2 of 7 runs were done",
-        *("run 3 of 7: a", "run 4 of 7: b", "run 5 of 7: c"),
-        *("run 6 of 7: d, 100 s left", "run 7 of 7: e, 50 s left"),
-    ]
-    assert progress.done == 7
-
-
-def test_progress_within_a_run(monkeypatch, capsys):
-    now = iter([0.0, 5.0, 11.0, 12.0])
-    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
-    progress = study_progress.StudyProgress(0)
-    progress(0, 9, "base/base")
-    for answered in (8, 16, 24):
-        progress.detail(f"{answered} of 24 prompts answered")
-    assert capsys.readouterr().err.splitlines() == [
-        "run 1 of 9: base/base",
-        "run 1 of 9: base/base: 16 of 24 prompts answered",
-    ]
-    now = iter([20.0])
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress.detail("how far its texts move")
-    line = "\rrun 1 of 9: base/base: how far its texts move"
-    assert capsys.readouterr().err == f"{line:<101}"
-    progress.close()
-
-
-def test_progress_elsewhere_every_ten_seconds(monkeypatch, capsys):
-    # The first run takes long (it compiles); the last eight take 6 s each.
-    now = iter([0.0, 300.0, *(306.0 + 6 * i for i in range(10))])
-    monkeypatch.setattr(study_progress.time, "monotonic", lambda: next(now))
-    progress = study_progress.StudyProgress(0)
-    for number in range(12):
-        progress(number, 900, f"run-{number}")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[:3] == [
-        "run 1 of 900: run-0",
-        "run 2 of 900: run-1",
-        "run 4 of 900: run-3, 1555 min left",
-    ]
-    assert lines[-1] == "run 12 of 900: run-11, 89 min left"

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import ModelShape
 from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.reading import ReadingProgress, read
+from moe_jax.misrouting.reading import read
 from moe_jax.misrouting.reading_tokens import tokenise, with_generated
 from moe_jax.misrouting.recorded_readings import read_recorded, recorded
 from moe_jax.misrouting.subsets import TokenSubset
@@ -145,17 +145,6 @@ def test_progress_counts_prompts(lm):
     assert seen == sorted(seen)
     assert seen[-1] == 5
     assert any(0 < done < 2 for done in seen)
-
-
-def test_progress_is_silent_where_all_is_quick(capsys, monkeypatch):
-    ReadingProgress()(5, 5)
-    assert capsys.readouterr().err == ""
-    now = iter([0.0, 4.0, 5.0, 60.0])
-    monkeypatch.setattr("moe_jax.misrouting.reading.time.monotonic", lambda: next(now))
-    progress = ReadingProgress()
-    for done in (0.5, 1, 10):
-        progress(done, 10)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("reading 10 of 10 prompts, 0 s left")
 
 
 def test_recorded_routes_are_read_as_the_models_own(lm, tmp_path):

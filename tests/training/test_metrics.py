@@ -1,6 +1,5 @@
-"""Writers, running means and progress."""
+"""Writers and running means."""
 
-import io
 import json
 import math
 import struct
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 
 from moe_jax.common import files
-from moe_jax.common.progress import Progress, clock
 from moe_jax.errors import UserError
 from moe_jax.training import metrics
 from moe_jax.training.config import TrainConfig
@@ -151,44 +149,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         write_evaluation(tmp_path, 4, {"a": 2.0})
     assert json.loads(target.read_text())["step"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
-
-
-def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("moe_jax.common.progress.time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    progress = Progress(10, 1010, stream)
-    for step in range(11, 111):
-        now[0] += 0.125
-        progress.step(step)
-        if step == 20:
-            progress.metrics({"loss": 0.12345})
-    progress.close()
-    assert stream.getvalue().splitlines() == [
-        "step 50/1010  loss 0.1235  8 steps/s  2:00 left",
-        "step 90/1010  loss 0.1235  8 steps/s  1:55 left",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    progress = Progress(0, 4, stream)
-    for step in range(1, 5):
-        progress.metrics({"loss": 2.5})
-        progress.step(step)
-    progress.close()
-    assert "4/4" in stream.getvalue()
-    assert "loss 2.5" in stream.getvalue()
-
-
-def test_clock():
-    assert [clock(s) for s in (0, 9.4, 725, 3600, 10807)] == [
-        "0:00", "0:09", "12:05", "1:00:00", "3:00:07"
-    ]  # fmt: skip
 
 
 def test_separators_within_a_line_do_not_end_it(tmp_path):
