@@ -3,10 +3,30 @@
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """What `batches` gives: a `grain.DatasetIterator`."""
+
+    def __iter__(self) -> "BatchIterator":
+        """Itself."""
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch; there is always one."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON values."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a position that `get_state` gave."""
+
+    def close(self) -> None:
+        """Free what the iterator holds."""
 
 
 def batches(
@@ -16,7 +36,7 @@ def batches(
     seed: int,
     shuffle: bool = True,
     part: tuple[int, int] = (0, 1),
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> BatchIterator:
     """Iterate for ever over batches of `arrays`, every example once per epoch.
 
     The epochs, each in a new random order, are laid end to end and cut into batches: every batch
@@ -43,6 +63,8 @@ def batches(
     Raises:
       ValueError: no arrays, no examples, different n, batch_size < 1, seed < 0, or no such part.
     """
+    import grain  # only where something is trained: it takes a while
+
     source = _Batches(arrays, batch_size, seed, shuffle, part)
     # One gather from memory takes a few ms: reading ahead in threads would cost more memory
     # (Grain's default is 500 batches) than it saves time.

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ from moe_jax.models.causal_lm import CausalLM
 from moe_jax.models.causal_pretrained import load_lm, save_lm
 from moe_jax.models.generate import generate
 from moe_jax.training.mesh import batch_axes
-from moe_jax.training.task import Batch, Task
+from moe_jax.training.task import Batch, Batches, Task
 
 _TOGETHER = 256  # prompts continued together
 _RESULT = "arithmetic.json"
@@ -87,7 +86,7 @@ class ArithmeticTask(Task):
         total = means["cross_entropy"] + self.config.balance * means["balance"]
         return total + self.config.router_z * means["router_z"], means
 
-    def train_data(self, part: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
+    def train_data(self, part: tuple[int, int] = (0, 1)) -> Batches:
         """Endless shuffled batches of padded texts."""
         return batches(
             self._texts._asdict(),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +30,7 @@ from moe_jax.rationale.initialise import word_evidence
 from moe_jax.rationale.model import RationaleModel
 from moe_jax.rationale.results import Assessment, TextRationale
 from moe_jax.training.mesh import batch_axes
-from moe_jax.training.task import Batch, Task
+from moe_jax.training.task import Batch, Batches, Task
 
 _START_TOKENS = 30_000  # states that the start of the gate is found on
 _NUM_SCORED = 100  # test texts whose comprehensiveness and sufficiency are measured
@@ -42,18 +41,26 @@ class RationaleTask(Task):
 
     Args:
       config: validated here.
-      pretrained: the encoder; None loads `config.context.encoder`.
+      pretrained: the encoder; None loads `config.context.encoder` when it is first needed.
 
     Raises:
-      UserError: a bad config; the encoder can't be loaded.
+      UserError: a bad config; later, the encoder can't be loaded.
     """
 
     def __init__(self, config: RationaleConfig, pretrained: Pretrained | None = None):
         config.validate()
         self.config = config
-        self.pretrained = pretrained or load(config.context.encoder)
-        self._forward = Forward(config, self.pretrained)
+        self._given = pretrained
         self._last: tuple[nnx.Module, Assessment] | None = None
+
+    @functools.cached_property
+    def pretrained(self) -> Pretrained:
+        """The encoder with its tokenizer."""
+        return self._given or load(self.config.context.encoder)
+
+    @functools.cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.config, self.pretrained)
 
     # Task
 
@@ -132,7 +139,7 @@ class RationaleTask(Task):
             terms["token"] = losses.token_reconstruction(out.states, out.decoded, where=where)
         return losses.weighted_sum(terms, dataclasses.asdict(self.config.losses))
 
-    def train_data(self, part: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
+    def train_data(self, part: tuple[int, int] = (0, 1)) -> Batches:
         """Endless shuffled batches of padded texts."""
         context, tokens = self._contexts[0], self._tokens[0][0]
         length = _length(tokens)
