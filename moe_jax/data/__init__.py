@@ -1,6 +1,5 @@
-"""Corpora and batches.
+"""Texts, corpora and batches: the user's files, the default corpus, Grain iterators, clustering."""
 
-`corpus` (types, configuration, loading), `readers` (texts and corpora of the user's files),
-`documents` (the default corpus, out of `installed` documentation by `prose`), `batches` (Grain
-iterators over arrays), `clustering` (spherical k-means).
-"""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
-"""Pretrained encoders and language models in Flax NNX."""
+"""Pretrained encoders and language models in Flax NNX: load, save, encode, write, score."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

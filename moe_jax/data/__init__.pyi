@@ -1,0 +1,12 @@
+from .batches import batches as batches
+from .batches import pad_stack as pad_stack
+from .clustering import spherical_kmeans as spherical_kmeans
+from .corpus import CorpusConfig as CorpusConfig
+from .corpus import load_corpus as load_corpus
+from .corpus import write_jsonl as write_jsonl
+from .readers import csv_lines as csv_lines
+from .readers import parse_texts as parse_texts
+from .readers import read_texts as read_texts
+from .types import Corpus as Corpus
+from .types import Example as Example
+from .types import token_labels as token_labels

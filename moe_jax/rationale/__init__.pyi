@@ -1,0 +1,16 @@
+from .assess import assess as assess
+from .assess import flat as flat
+from .config import ContextConfig as ContextConfig
+from .config import LossWeights as LossWeights
+from .config import ModelConfig as ModelConfig
+from .config import RationaleConfig as RationaleConfig
+from .explain import as_json as as_json
+from .explain import as_page as as_page
+from .explain import print_texts as print_texts
+from .model import RationaleModel as RationaleModel
+from .model import RationaleOutput as RationaleOutput
+from .results import Assessment as Assessment
+from .results import LabelScores as LabelScores
+from .results import MethodScores as MethodScores
+from .results import TextRationale as TextRationale
+from .task import RationaleTask as RationaleTask
