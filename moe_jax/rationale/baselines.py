@@ -12,10 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.decomposition import NMF
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 
 # Tokens that are looked at when a baseline is fitted (drawn at random); all tokens are assigned.
 KMEANS_TOKENS = 10_000
@@ -71,6 +67,9 @@ def _reproducible() -> Iterator[None]:
     Threads add up their partial sums in the order in which they finish; with two of them the
     order can't change the sum.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(limits=2), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
@@ -111,6 +110,8 @@ def k_means(
     Raises:
       ValueError: no training tokens, widths that differ, NaN or Inf, num_groups < 1.
     """
+    from sklearn.cluster import KMeans  # a second, which showing a finished run needn't wait for
+
     _check(train_td, test_td, num_groups)
     points = _normalised(_drawn(train_td, KMEANS_TOKENS, seed))
     with _reproducible():
@@ -152,6 +153,8 @@ def nmf(
     Raises:
       ValueError: no training tokens, widths that differ, NaN or Inf, num_groups < 1.
     """
+    from sklearn.decomposition import NMF
+
     _check(train_td, test_td, num_groups)
     sample = _normalised(_drawn(train_td, NMF_TOKENS, seed))
     mean = sample.mean(axis=0, keepdims=True)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from moe_jax.rationale.results import TextRationale
 
@@ -134,6 +133,8 @@ def iou_f1_corrected(
       predicted: for each instance its predicted spans.
       threshold: least intersection over union.
     """
+    from scipy.optimize import linear_sum_assignment  # here, as it takes a while
+
     precision, recall, f1 = [], [], []
     hits = guessed = real = 0
     for spans, guesses in zip(gold, predicted, strict=True):

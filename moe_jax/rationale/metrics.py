@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from scipy.special import gammaln, xlogy
 
 from moe_jax.rationale.results import LabelScores
@@ -65,6 +64,8 @@ def hungarian_map(counts: Int[np.ndarray, "e labels"]) -> Int[np.ndarray, " e"]:
     Args:
       counts: `contingency` of the training tokens.
     """
+    from scipy.optimize import linear_sum_assignment  # here, as it takes a while
+
     mapping = np.full(counts.shape[0], -1, dtype=np.int64)
     if counts.size:
         factors, labels = linear_sum_assignment(counts, maximize=True)
@@ -318,6 +319,8 @@ def stability(first: Int[np.ndarray, " t"], second: Int[np.ndarray, " u"]) -> fl
     Raises:
       ValueError: lengths differ or a factor is negative.
     """
+    from scipy.optimize import linear_sum_assignment
+
     _check_pair("first", first, "second", second)
     if not first.size:
         return 0.0
