@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from moe_jax.errors import UserError
+
 if TYPE_CHECKING:
     from moe_jax.training.collectives import Collective
+    from moe_jax.training.config import TrainConfig
     from moe_jax.training.dry_run import DryRun
+    from moe_jax.training.task import Task
 
 Row = tuple[str, ...]
 
@@ -18,6 +22,21 @@ SPLITS = {
     "fsdp": "the batch, large parameters",
     "expert": "the batch, experts",
 }
+
+
+def show_dry_run(task: "Task", config: "TrainConfig", devices: bool | int) -> None:
+    """Print what a run would be on the devices here (True), or on so many.
+
+    Raises:
+      UserError: no such number of devices, or they can't be laid out as the config says.
+    """
+    from moe_jax.training.dry_run import dry_run
+
+    if devices is not True and devices < 1:
+        raise UserError(f"--dry_run={devices}: must be at least 1 device")
+    plan = dry_run(task, config, None if devices is True else devices)
+    console = Console()
+    print_dry_run(plan, console if console.is_terminal else Console(width=120))
 
 
 def print_dry_run(found: "DryRun", console: Console) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,9 +23,6 @@ from launch import _memory as memory
 from launch import _systems as systems
 from moe_jax.common.schema import FlagText, Folder
 from moe_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from moe_jax.training.profile import ProfileSteps
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,68 +57,33 @@ def main(argv: Sequence[str]) -> None:
     """Parse the flags, train, evaluate, report."""
     config, flags = cli.parse_with_config(argv, TrainFlags, __doc__)
     if flags.dry_run is not False:
-        _dry_run(config, flags.dry_run)
+        from launch._dry_run_table import show_dry_run
+
+        show_dry_run(systems.make_task(config), config.train, flags.dry_run)
         return
     if flags.workdir is None:
         raise UserError(
             "--workdir=DIR is missing: the folder for everything the run makes, such as runs/first"
         )
-    _connect(flags)
-    _debug_nans(flags.debug_nans)
+
+    import jax
 
     from moe_jax.training import hosts
+    from moe_jax.training.profile import ProfileSteps
     from moe_jax.training.run import run
 
+    hosts.join(flags.coordinator, flags.num_processes, flags.process_id, flags.timeout)
+    if flags.debug_nans:
+        jax.config.update("jax_debug_nans", True)
+    profile = ProfileSteps.parse(flags.profile_steps) if flags.profile_steps else None
     task = systems.make_task(config)
-    result = run(task, config, flags.workdir, profile=_profile(flags.profile_steps))
+    result = run(task, config, flags.workdir, profile=profile)
     if not hosts.is_first():
         return
     title = "This run is finished, at step" if result.was_finished else "Step"
     if not task.show(flags.workdir):
         cli.print_figures(f"{title} {result.step}", result.metrics)
     cli.print_files(flags.workdir)
-
-
-def _dry_run(config: Any, devices: bool | int) -> None:
-    from rich.console import Console
-
-    from launch._dry_run_table import print_dry_run
-    from moe_jax.training.dry_run import dry_run
-
-    if devices is not True and devices < 1:
-        raise UserError(f"--dry_run={devices}: must be at least 1 device")
-    plan = dry_run(systems.make_task(config), config.train, None if devices is True else devices)
-    console = Console()
-    print_dry_run(plan, console if console.is_terminal else Console(width=120))
-
-
-def _connect(flags: TrainFlags) -> None:
-    """Join the other processes, if the flags say that there are some."""
-    names = ("num_processes", "process_id", "timeout")
-    given = {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
-    if not flags.coordinator and not given:
-        return
-    if not flags.coordinator:
-        raise UserError(f"--{next(iter(given))} needs --coordinator=HOST:PORT (or auto)")
-    if given.get("timeout", 1) < 1:
-        raise UserError(f"--timeout={flags.timeout}: must be at least 1")
-
-    from moe_jax.training import hosts
-
-    hosts.connect(flags.coordinator, **given)
-
-
-def _profile(text: str) -> "ProfileSteps | None":
-    from moe_jax.training.profile import ProfileSteps
-
-    return ProfileSteps.parse(text) if text else None
-
-
-def _debug_nans(wanted: bool) -> None:
-    if wanted:
-        import jax
-
-        jax.config.update("jax_debug_nans", True)
 
 
 def _leave(status: int) -> int:

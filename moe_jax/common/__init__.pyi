@@ -19,6 +19,12 @@ from .interrupt import Interrupts as Interrupts
 from .log import Log as Log
 from .progress import Progress as Progress
 from .progress import counting as counting
+from .schema import EscapedText as EscapedText
+from .schema import File as File
+from .schema import FileName as FileName
+from .schema import FlagText as FlagText
+from .schema import Folder as Folder
+from .schema import FolderName as FolderName
 from .schema import field_help as field_help
 from .schema import from_json as from_json
 from .schema import to_json as to_json

@@ -34,6 +34,24 @@ class Lost(UserError):
     """Another process of the run has gone, so this one can't go on."""
 
 
+def join(
+    coordinator: str, num_processes: int | None, process_id: int | None, timeout: int | None
+) -> None:
+    """`connect`, if any of its arguments is given: what a script does with its flags.
+
+    Raises:
+      UserError: as `connect`; others are given without a coordinator; a timeout below 1.
+    """
+    given = {"num_processes": num_processes, "process_id": process_id, "timeout": timeout}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not coordinator and given:
+        raise UserError(f"--{next(iter(given))} needs --coordinator=HOST:PORT (or auto)")
+    if timeout is not None and timeout < 1:
+        raise UserError(f"--timeout={timeout}: must be at least 1")
+    if coordinator:
+        connect(coordinator, **given)
+
+
 def connect(
     coordinator: str,
     num_processes: int | None = None,

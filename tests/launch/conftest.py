@@ -1,12 +1,16 @@
 """What the tests of launch scripts share: warnings as they were, small models quickly compiled."""
 
 import functools
+import os
 import warnings
 
 import jax
 import pytest
 
 from moe_jax.models import causal_pretrained
+
+# Scripts that run as processes here leave nothing in the user's cache (test_cache.py tests it).
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
 @pytest.fixture
