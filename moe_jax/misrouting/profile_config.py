@@ -17,15 +17,16 @@ class ProfileMethod:
     Attributes:
       usage: what is compared of each expert: its share of a prompt's choices (share) or of its
         tokens (selection), its mean combine weight (gate) or mean score before the cut (soft).
-      weights: of the levels, the easiest first; they add up to 0 (none given: they rise evenly).
+      weights: of the levels, the easiest first, such as -1,0,1; they add up to 0 (none given: they
+        rise evenly).
       length_bins: compare prompts of like length only: labels are permuted within so many quantiles
         of the number of tokens counted, in each group; 0: of any length.
-      permutations: of the tests.
-      samples: of the bootstrap.
+      permutations: of the labels, in each test.
+      samples: of the prompts, in each bootstrap interval.
       top: experts to select for Stage 2; 0: a quarter of them, at most 10.
       select_half: true: select on half of the prompts and test on the other half; false: select and
         test on all.
-      minimum: times that a token must be seen to be listed.
+      minimum: times that a token must be seen to be listed among those of an expert.
       seed: of permutations, bootstrap and halves.
       tokens: which tokens count: all, after:TEXT, after-first:TEXT, generated, last:M, span:FROM:TO
         or chars:FROM:TO; --tokens=generated leaves a chat template's tokens out.

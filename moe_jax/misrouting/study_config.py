@@ -27,14 +27,15 @@ class StudyConfig:
       controls: matched random sets for each intervention on experts: at least 20, or 0 for none.
       delimiter: what the model writes between explanation and answer, a special token too; \n is a
         line break.
-      max_new_tokens: of the explanation, with the delimiter.
-      answer_tokens: of the answer.
+      max_new_tokens: most tokens of the explanation, with the delimiter.
+      answer_tokens: most tokens of the answer.
       filler: a text that is one token inside a text; it takes the place of explanations and of
         parts of prompts; \n is a line break.
       options: wrong answers that an answer is compared with, besides the right one.
-      max_steps: of an explanation that are looked at; of longer ones, so many spread evenly.
+      max_steps: most steps of an explanation that are looked at; of longer ones, so many spread
+        evenly.
       faithfulness_prompts: prompts on which faithfulness is measured; 0: all.
-      margin: of accuracy, within which it counts as kept.
+      margin: change of accuracy within which it counts as kept.
       batch_size: prompts read at once.
       seed: of all that is drawn.
     """
@@ -97,13 +98,13 @@ class StudyInputs(Inputs):
       profile: what launch/profile_routing.py wrote (or its profile.json): its selected experts, on
         the prompts that had no part in selecting them; it must be made with the same --chat and
         --system.
-      experts: or experts named by hand, such as 1:0,1:3 (layer of the model:expert), on all
-        prompts.
+      experts: in place of a profile: experts named by hand, such as 1:0,1:3 (layer of the
+        model:expert), on all prompts.
       routes: an .npz with the experts that another engine chose for the prompts' tokens, for
         replay: an array [tokens, layers, k] for each prompt of the file, in order, layers being
         those with experts or all (as vLLM records them).
-      planted_ignores: a model known to ignore its explanation, and
-      planted_uses: one known to use it: do the measures tell them apart?
+      planted_ignores: a model known to ignore its explanation, beside --planted_uses.
+      planted_uses: a model known to use its explanation: do the measures tell the two apart?
     """
 
     profile: FolderName = ""
