@@ -58,8 +58,8 @@ COMMANDS = {
     "study": (
         *("misroute", "--model=sums/model", "--prompts=sums/prompts.jsonl", "--workdir=study"),
         *("--profile=profile", "--interventions=suppress", "--controls=0"),
-        *("--max_new_tokens=24", "--answer_tokens=4", "--batch_size=8", "--options=2"),
-        "--faithfulness_prompts=4",
+        *("--max_new_tokens=16", "--answer_tokens=4", "--batch_size=8", "--options=2"),
+        "--faithfulness_prompts=6",
     ),
     "rationale": (
         *("train", "--workdir=rationale", "--config={root}/configs/rationale.py"),
@@ -145,24 +145,29 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "corpus" / "labels.json").write_text('["low", "high"]\n')
 
 
+def make_stopped(folder: pathlib.Path, name: str) -> None:
+    """A run twice: to its end, of which a part is kept as expected, and stopped by SIGTERM."""
+    file, lines = CUT[name]
+    finish(folder, *COMMANDS[name])
+    (folder / name).rename(folder / "whole")
+    stop(folder, folder / name / file, lines, *COMMANDS[name])
+    done, whole = ((folder / place / file).read_bytes() for place in (name, "whole"))
+    if not whole.startswith(done) or done == whole:
+        sys.exit(f"{name}: {file} is not the first part of what an unbroken run writes")
+    (folder / "expected" / name).mkdir(parents=True)
+    for kept in EXPECTED[name]:
+        shutil.copy(folder / "whole" / kept, folder / "expected" / name)
+    shutil.rmtree(folder / "whole")
+
+
 def make(folder: pathlib.Path) -> None:
     """Everything, in the folder."""
     write_texts(folder)
     finish(folder, *COMMANDS["sums"])
     shutil.rmtree(folder / "sums" / "checkpoints")
     finish(folder, *COMMANDS["profile"])
-    for name, (file, lines) in CUT.items():
-        finish(folder, *COMMANDS[name])
-        (folder / "expected").mkdir(exist_ok=True)
-        (folder / name).rename(folder / "whole")
-        stop(folder, folder / name / file, lines, *COMMANDS[name])
-        done, whole = ((folder / place / file).read_bytes() for place in (name, "whole"))
-        if not whole.startswith(done) or done == whole:
-            sys.exit(f"{name}: {file} is not the first part of what an unbroken run writes")
-        (folder / "expected" / name).mkdir()
-        for kept in EXPECTED[name]:
-            shutil.copy(folder / "whole" / kept, folder / "expected" / name)
-        shutil.rmtree(folder / "whole")
+    for name in CUT:
+        make_stopped(folder, name)
     shutil.copytree(folder / "more", folder / "stopped")
     finish(folder, "evaluate", "--workdir=stopped")
     shutil.copy(folder / "stopped" / "evaluation.json", folder / "expected" / "more_stopped.json")
