@@ -1,25 +1,32 @@
-"""A log of finished runs, one JSON object a line, that survives being killed at any moment."""
+"""A log of records, one JSON object a line, for work that is resumed after it was killed.
+
+    log = Log(folder / "done.jsonl")
+    for item in items:
+        if item.name not in log.records:
+            log.add({"key": item.name, **work(item)})
+
+Runs of a study, items of a batch job, requests of a server: whatever has a name and is done once.
+"""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moe_jax.common.files import file_errors, log_lines
+from moe_jax.common.schema import marked, plain, unmarked
 from moe_jax.errors import UserError
 
 
 class Log:
-    """Records by their "key", in a file that only grows.
+    """Records by their "key", in a file that only grows; one process writes it at a time.
 
-    A line that was cut off when its writer died is dropped; the run that it was of is done again.
+    A line that was cut off when its writer died is dropped, so its record counts as not yet made.
+    Where a key is there twice, the later record counts.
 
     Attributes:
       records: by key. NaN is stored as null and infinities as {"inf": 1} and {"inf": -1}; they come
-        back as numbers.
+        back as numbers, arrays and tuples as lists.
     """
 
     def __init__(self, file: Path):
@@ -37,7 +44,7 @@ class Log:
                 if number < len(lines):
                     raise UserError(f"{file}, line {number}: not a record: move the file away")
                 break
-            self.records[line.values["key"]] = _numbers(line.values)
+            self.records[line.values["key"]] = unmarked(line.values)
             whole += len(line.raw)
         if lines and whole < file.stat().st_size:
             with file_errors(file):
@@ -46,38 +53,18 @@ class Log:
     def add(self, record: dict[str, Any]) -> None:
         """Append a record, on disk before this returns.
 
+        Args:
+          record: with its name, a text, as "key".
+
         Raises:
           UserError: the file can't be written.
+          ValueError: the record has no such key.
         """
-        line = json.dumps(plain(record), allow_nan=False)
+        if not isinstance(record.get("key"), str):
+            raise ValueError(f"key={record.get('key')!r}: must be a text, the record's name")
+        line = json.dumps(plain(record, number=marked), allow_nan=False)
         with file_errors(self._file), self._file.open("a", encoding="utf-8") as out:
             out.write(line + "\n")
             out.flush()
             os.fsync(out.fileno())
-        self.records[record["key"]] = _numbers(json.loads(line))
-
-
-def plain(value: Any) -> Any:
-    """Arrays as lists; NaN as null, infinities as {"inf": 1} and {"inf": -1}."""
-    if isinstance(value, dict):
-        return {str(name): plain(inner) for name, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else {"inf": 1 if value > 0 else -1}
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    """The inverse of `plain`, but for arrays, which stay lists."""
-    if value in ({"inf": 1}, {"inf": -1}):
-        return math.inf * value["inf"]
-    if isinstance(value, dict):
-        return {name: _numbers(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_numbers(inner) for inner in value]
-    return math.nan if value is None else value
+        self.records[record["key"]] = unmarked(json.loads(line))

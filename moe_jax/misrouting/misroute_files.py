@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.common.files import file_errors, write_atomically
-from moe_jax.common.log import plain
+from moe_jax.common.schema import marked, plain
 from moe_jax.misrouting.study_results import Measure, Row, Study
 
 FILES = ("misroute.json", "misroute.csv")
@@ -43,7 +43,7 @@ def write_files(study: Study, workdir: Path) -> None:
 
 def to_json(study: Study) -> dict[str, Any]:
     """What misroute.json holds."""
-    found: dict[str, Any] = plain(_named(study))
+    found: dict[str, Any] = plain(study, number=marked)
     return found
 
 
@@ -76,14 +76,3 @@ def _line(row: Row, measure: Measure) -> list[str]:
 
 def _figure(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.{_DIGITS}g}"
-
-
-def _named(value: Any) -> Any:
-    """Named tuples as objects, at any depth."""
-    if hasattr(value, "_asdict"):
-        return {name: _named(inner) for name, inner in value._asdict().items()}
-    if isinstance(value, dict):
-        return {name: _named(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_named(inner) for inner in value]
-    return value

@@ -8,22 +8,20 @@ experts of each.
 """
 
 import csv
-import dataclasses
 import io
 import json
-import typing
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from moe_jax.common.files import file_errors, local_path, read_object, shown, write_atomically
+from moe_jax.common.files import file_errors, local_path, read_object, write_atomically
+from moe_jax.common.schema import from_json, plain
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_data import Profile
 
 FILES = ("profile.json", "profile.csv", "usage.csv")
-_DTYPES = {Bool: np.bool_, Float: np.float64, Int: np.int64}
 _DIGITS = 10  # significant, of a float in a file
 
 
@@ -51,17 +49,18 @@ def read_profile(workdir: Path) -> Profile:
     file = workdir / "profile.json"
     missing = f"{file}: no such file; launch/profile_routing.py --workdir={workdir} makes it"
     values = read_object(file, missing=missing)
+    if "profile" not in values:
+        raise UserError(f"{file}: not a profile (it has no field 'profile')")
     try:
-        found: Profile = _value(Profile, values["profile"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: not a profile ({type(error).__name__}: {error})") from error
-    return found
+        return from_json(Profile, values["profile"], "profile", null_is_nan=True)
+    except UserError as error:
+        raise UserError(f"{file}: not a profile ({error})") from None
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
     """What profile.json holds."""
     chosen = profile.selection
-    plain = {
+    values = {
         "selected": np.stack([chosen.layer, chosen.expert], axis=1),
         "test_prompts": chosen.half_b,
         "expert_layers": profile.model.expert_layers,
@@ -70,7 +69,8 @@ def to_json(profile: Profile) -> dict[str, Any]:
         "z": chosen.z,
         "profile": profile,
     }
-    return {name: _plain(value) for name, value in plain.items()}
+    found: dict[str, Any] = plain(values, number=_ten_digits, empty_shapes=True)
+    return found
 
 
 def experts_csv(profile: Profile) -> str:
@@ -125,40 +125,5 @@ def _figure(value: float) -> str:
     return f"{value:.{_DIGITS}g}"
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    if hasattr(value, "_asdict"):
-        return {name: _plain(item) for name, item in value._asdict().items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, np.ndarray):
-        # A stack without rows keeps its shape by being its shape.
-        return _plain(value.tolist()) if value.size else {"empty": list(value.shape)}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(_figure(value)) if np.isfinite(value) else None
-    return value
-
-
-def _value(hint: Any, value: Any) -> Any:
-    """`value`, as JSON had it, as the type `hint`."""
-    element: Any = getattr(hint, "dtype", None)
-    dtype = _DTYPES.get(element)
-    if dtype is not None:
-        if isinstance(value, dict):
-            return np.zeros(value["empty"], dtype)
-        array = np.array(value, np.float64 if dtype is np.float64 else None)
-        if array.dtype.kind not in {np.float64: "f", np.int64: "i", np.bool_: "b"}[dtype]:
-            raise TypeError(f"{array.dtype} where {np.dtype(dtype)} belongs")
-        return array
-    if typing.get_origin(hint) is tuple:
-        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
-    if isinstance(hint, type) and (hasattr(hint, "_fields") or dataclasses.is_dataclass(hint)):
-        hints = typing.get_type_hints(hint)
-        return hint(**{name: _value(kind, value[name]) for name, kind in hints.items()})
-    if hint is float:
-        return float("nan") if value is None else float(value)
-    if not isinstance(value, hint):
-        raise TypeError(f"{shown(value)} where {hint.__name__} belongs")
-    return value
+def _ten_digits(value: float) -> float | None:
+    return float(_figure(value)) if math.isfinite(value) else None

@@ -6,19 +6,21 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from moe_jax.common import schema
 from moe_jax.common.files import read_object
+from moe_jax.common.schema import Json, plain
 from moe_jax.errors import UserError
 from moe_jax.rationale import baselines, metrics
 from moe_jax.rationale.eraser import rationale_scores
 from moe_jax.rationale.faithfulness import Score, faithfulness
-from moe_jax.rationale.results import Assessment, LabelScores, MethodScores, TextRationale
+from moe_jax.rationale.results import Assessment, MethodScores, TextRationale
 from moe_jax.rationale.words import typical_words
 
 
@@ -230,82 +232,34 @@ def flat(assessment: Assessment) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Turn arrays, tuples and records into lists, dicts and plain numbers."""
-    if isinstance(value, np.ndarray) and value.dtype == np.float32:
-        # Nine digits bring back every float32 exactly, in half the space of a float64.
-        return np.vectorize(lambda x: float(f"{x:.9g}"), otypes=[float])(value).tolist()
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"the assessment holds {value}, which JSON has no number for")
-    if hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value
-
-
 def to_json(assessment: Assessment) -> dict[str, Any]:
     """Return the assessment as dicts, lists, strings and numbers, ready for `json.dump`.
 
     Raises:
       ValueError: a figure is NaN or infinite.
     """
-    fields = dataclasses.fields(assessment)
-    return {field.name: _plain(getattr(assessment, field.name)) for field in fields}
+    samples = [text._replace(probs=_nine_digits(text.probs)) for text in assessment.samples]
+    stored: dict[str, Any] = plain(
+        dataclasses.replace(assessment, samples=samples), number=_refuse_nan
+    )
+    return stored
 
 
-def from_json(stored: Mapping[str, Any]) -> Assessment:
+def from_json(stored: Json) -> Assessment:
     """Return the assessment that `to_json` stored (probabilities as float32, scores float64).
 
     Raises:
-      KeyError: a field is missing.
+      UserError: a field is missing or holds something else.
     """
-
-    def label_scores(part: Mapping[str, Any]) -> LabelScores:
-        return LabelScores(
-            precision=np.array(part["precision"], np.float64),
-            recall=np.array(part["recall"], np.float64),
-            f1=np.array(part["f1"], np.float64),
-            support=np.array(part["support"], np.int64),
-            macro_precision=float(part["macro_precision"]),
-            macro_recall=float(part["macro_recall"]),
-            macro_f1=float(part["macro_f1"]),
+    found = schema.from_json(Assessment, stored, "assessment")
+    samples = [
+        text._replace(
+            offsets=text.offsets.reshape(-1, 2),
+            probs=text.probs.astype(np.float32).reshape(-1, len(found.usage)),
         )
-
-    usage = np.array(stored["usage"], np.float64)
-
-    def text(part: Mapping[str, Any]) -> TextRationale:
-        gold = part["labels"]
-        return TextRationale(
-            text=part["text"],
-            offsets=np.array(part["offsets"], np.int64).reshape(-1, 2),
-            probs=np.array(part["probs"], np.float32).reshape(-1, len(usage)),
-            labels=None if gold is None else np.array(gold, np.int64),
-        )
-
-    return Assessment(
-        labels=list(stored["labels"]),
-        methods=[
-            MethodScores(
-                name=m["name"],
-                one_to_one=label_scores(m["one_to_one"]),
-                many_to_one=label_scores(m["many_to_one"]),
-                ami=float(m["ami"]),
-            )
-            for m in stored["methods"]
-        ],
-        mapping=np.array(stored["mapping"], np.int64),
-        usage=usage,
-        monitors={n: float(v) for n, v in stored["monitors"].items()},
-        rationale_scores={n: float(v) for n, v in stored["rationale_scores"].items()},
-        faithfulness={n: float(v) for n, v in stored["faithfulness"].items()},
-        top_words=[[(str(w), float(s)) for w, s in part] for part in stored["top_words"]],
-        samples=[text(part) for part in stored["samples"]],
-    )
+        for text in found.samples
+    ]
+    return dataclasses.replace(found, samples=samples)
 
 
 def read_assessment(path: Path) -> Assessment:
@@ -317,8 +271,18 @@ def read_assessment(path: Path) -> Assessment:
     stored = read_object(path)
     try:
         return from_json(stored)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{path}: is not an assessment ({type(error).__name__}: {error}); "
-            "evaluate the run again"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: is not an assessment ({error}); evaluate the run again") from None
+
+
+def _nine_digits(probs: np.ndarray) -> np.ndarray:
+    """Float32 as float64 of nine digits: they bring it back exactly, in half the space."""
+    if probs.dtype != np.float32:
+        return probs
+    return np.vectorize(lambda x: float(f"{x:.9g}"), otypes=[float])(probs)
+
+
+def _refuse_nan(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"the assessment holds {value}, which JSON has no number for")
+    return value

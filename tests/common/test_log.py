@@ -1,10 +1,12 @@
+"""A log gives back what was added, whatever a kill left of its file."""
+
 import json
 import math
 
 import numpy as np
 import pytest
 
-from moe_jax.common.log import Log, plain
+from moe_jax.common.log import Log
 from moe_jax.errors import UserError
 
 
@@ -55,11 +57,19 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         Log(file)
 
 
-def test_plain_keeps_text_and_nesting():
-    assert plain({"a": (1, [np.float32(0.5), "inf"]), 2: None}) == {
-        "a": [1, [0.5, "inf"]],
-        "2": None,
-    }
+@pytest.mark.parametrize("record", [{"x": 1}, {"key": 3}, {"key": None}])
+def test_a_record_without_a_name_is_not_written(tmp_path, record):
+    log = Log(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match=r"key=.*: must be a text"):
+        log.add(record)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_the_later_record_of_a_key_counts(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for x in (1, 2):
+        log.add({"key": "a", "x": x})
+    assert log.records == Log(tmp_path / "log.jsonl").records == {"a": {"key": "a", "x": 2}}
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"key": 3}', '{"x": 1}', "\ufffd", "7" * 5000])
