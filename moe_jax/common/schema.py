@@ -121,6 +121,8 @@ def from_json(
 ) -> Config:
     """The record `kind` from what `plain` or `to_json` gave, nested records and arrays included.
 
+    A dataclass may have got fields since: those that have defaults may be missing.
+
     Args:
       kind: a dataclass or named tuple. Arrays are annotated as jaxtyping has it and come back as
         float64, int64 or bool.
@@ -192,6 +194,15 @@ def _field_names(kind: type) -> list[str] | None:
     return list(kind._fields) if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
 
 
+def _has_default(kind: type, name: str) -> bool:
+    """Whether a field of a dataclass may be left out; those of named tuples may not."""
+    if not dataclasses.is_dataclass(kind):
+        return False
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    empty = dataclasses.MISSING
+    return field.default is not empty or field.default_factory is not empty
+
+
 _DTYPES = {Bool: np.bool_, Float: np.float64, Int: np.int64}
 _KINDS = {Bool: "b", Float: "fi", Int: "i"}  # of the arrays that stand for each
 
@@ -213,7 +224,7 @@ class _Reader:
             if name not in names:
                 raise UserError(f"{path}.{name}: {kind.__name__} has no such field")
         for name in names:
-            if name not in given:
+            if name not in given and not _has_default(kind, name):
                 raise UserError(f"{path}.{name}: missing")
         built = {name: self.value(hints[name], given[name], f"{path}.{name}") for name in given}
         if not dataclasses.is_dataclass(kind):

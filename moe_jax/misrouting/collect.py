@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Int
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import specialisation, usage
+from moe_jax.misrouting import specialisation
 from moe_jax.misrouting.profile_data import Balance, Collected, ModelShape, Sample, TopTokens
 from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import Reading
+from moe_jax.misrouting.usage import usage
 
 _TOKENS = 8  # listed for an expert
 
@@ -53,7 +54,7 @@ def collect(
                 f"usage={kind!r} needs the gate's {'weights' if kind == 'gate' else 'scores'}, "
                 "which recorded routes don't hold: use selection or share"
             )
-        found = usage.usage(r.expert, e, where=r.where, kind=kind, weight=r.weight, probs=r.probs)
+        found = usage(r.expert, e, where=r.where, kind=kind, weight=r.weight, probs=r.probs)
         i = r.number
         rate[i], dropped[i] = found.rate, found.dropped / model.k
         tokens[i], length[i] = found.tokens, len(r.ids)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from moe_jax.common.files import local_path
 from moe_jax.common.statistics import holm
 from moe_jax.errors import UserError
-from moe_jax.misrouting import specialisation, trend, usage
+from moe_jax.misrouting import specialisation
 from moe_jax.misrouting.chat_prompts import read_asked
 from moe_jax.misrouting.collect import balance, top_tokens
 from moe_jax.misrouting.profile_config import ProfileConfig, ProfileSettings
@@ -38,6 +38,8 @@ from moe_jax.misrouting.profile_files import write_profile
 from moe_jax.misrouting.profile_inputs import read_and_collect
 from moe_jax.misrouting.profile_report import write_report
 from moe_jax.misrouting.prompts import Levels, Prompt, levels, strata
+from moe_jax.misrouting.trend import bootstrap, halves, jonckheere, trend
+from moe_jax.misrouting.usage import clr
 
 _COLUMNS = 1024  # of the bootstrap at once
 _TOP = 10
@@ -170,7 +172,7 @@ def compare(result: Profile, found: Collected, name: str, other: Collected) -> C
     e, everywhere = result.model.num_experts, np.ones(len(found.ids), bool)
     alike = specialisation.compare(found.expert, other.expert, e, where=everywhere)
     settings = result.settings
-    theirs = trend.trend(
+    theirs = trend(
         other.rate.reshape(len(other.rate), -1),
         result.level,
         seed=settings.seed,
@@ -228,10 +230,10 @@ def _scores(
     flat = found.rate.reshape(n, -1)
     # One pseudo count for all: with 0.5 / T_i of each prompt an expert that is never used would
     # fall with the prompts' length.
-    ratio = usage.clr(found.rate, 0.5 / float(np.median(found.tokens))).reshape(n, -1)
+    ratio = clr(found.rate, 0.5 / float(np.median(found.tokens))).reshape(n, -1)
     weights = np.array(settings.weights) if settings.weights else None
     raw, clr = (
-        trend.trend(
+        trend(
             values,
             level,
             seed=settings.seed,
@@ -241,10 +243,10 @@ def _scores(
         )
         for values in (flat, ratio)
     )
-    interval = trend.bootstrap(
+    interval = bootstrap(
         flat, level, seed=settings.seed, top=top, weights=weights, samples=settings.samples
     )
-    ranks = trend.jonckheere(flat, level, stratum=stratum)
+    ranks = jonckheere(flat, level, stratum=stratum)
     columns = Scores(
         score=raw.score,
         low=interval.low,
@@ -292,14 +294,14 @@ def _select(
 ) -> Selection:
     a = b = np.ones(len(level), bool)
     if settings.select_half:
-        a = trend.halves(level, seed=settings.seed, stratum=stratum)
+        a = halves(level, seed=settings.seed, stratum=stratum)
         whole = level.max() + 1
         if min(len(np.unique(level[a])), len(np.unique(level[~a]))) < whole:
             # Strata of single prompts may leave a half without a level.
-            a = trend.halves(level, seed=settings.seed)
+            a = halves(level, seed=settings.seed)
         b = ~a
     first, second = (
-        trend.trend(
+        trend(
             flat[half],
             level[half],
             seed=settings.seed + 1,

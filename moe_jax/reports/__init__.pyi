@@ -1,12 +1,10 @@
-from .charts import RoutedToken as RoutedToken
-from .charts import ScatterPoint as ScatterPoint
-from .charts import Series as Series
-from .charts import heat_map as heat_map
-from .charts import interval_lines as interval_lines
-from .charts import interval_scatter as interval_scatter
-from .charts import routed_text as routed_text
 from .escape import one_line as one_line
 from .escape import visible as visible
+from .heat_map import heat_map as heat_map
+from .interval_lines import Series as Series
+from .interval_lines import interval_lines as interval_lines
+from .interval_scatter import ScatterPoint as ScatterPoint
+from .interval_scatter import interval_scatter as interval_scatter
 from .page import Cell as Cell
 from .page import Column as Column
 from .page import Section as Section
@@ -22,6 +20,8 @@ from .palette import swatch as swatch
 from .plots import Bar as Bar
 from .plots import bar_chart as bar_chart
 from .plots import line_chart as line_chart
+from .routed_text import RoutedToken as RoutedToken
+from .routed_text import routed_text as routed_text
 from .terminal import coloured_text as coloured_text
 from .terminal import show_table as show_table
 from .tokens import Key as Key

@@ -179,7 +179,7 @@ def _begin(task: Task, config: TrainConfig, workdir: Path) -> tuple[_Run, TrainS
         layout = Layout(parts, mesh, config.dtype)
         state = spread(state, layout.shardings(optimizer, state))
         return _Run(task, config, workdir, parts, layout), state
-    folders.check_same(workdir, found.run["config"]["train"], to_json(config), "train")
+    folders.check_same(workdir, found.run["config"]["train"], config, "train")
     checkpoint.check_settings(found)
     parts = Parts(model := abstract_model(task), task.trainable)
     params, rest = parts.split(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.common.files import file_errors, read_object, write_new
-from moe_jax.common.schema import Json, first_difference, to_json
+from moe_jax.common.schema import Json, first_difference, from_json, to_json
 from moe_jax.errors import UserError
 
 MAY_DIFFER = ("train.mesh",)
@@ -25,11 +25,11 @@ def claim(workdir: Path, config: Any) -> bool:
       UserError: the folder holds another run (names the first field that differs), or it can't
         be made.
     """
-    fields = to_json(config)
+    text = json.dumps(to_json(config), indent=2) + "\n"
     with file_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    new = write_new(workdir / "config.json", json.dumps(fields, indent=2) + "\n")
-    check_same(workdir, load(workdir), fields)
+    new = write_new(workdir / "config.json", text)
+    check_same(workdir, load(workdir), config)
     return new
 
 
@@ -53,9 +53,15 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
         raise
 
 
-def check_same(workdir: Path, theirs: Json, ours: Json, path: str = "") -> None:
-    """A UserError that names the first field in which the run in `workdir` differs from this."""
-    difference = first_difference(theirs, ours, path, MAY_DIFFER)
+def check_same(workdir: Path, theirs: Json, config: Any, path: str = "") -> None:
+    """A UserError that names the first field in which the run in `workdir` differs from this.
+
+    A run that was begun before the config had a field has that field's default.
+    """
+    # Fields that no config has now stay, and differ.
+    with contextlib.suppress(UserError):
+        theirs = to_json(from_json(type(config), theirs))
+    difference = first_difference(theirs, to_json(config), path, MAY_DIFFER)
     if difference is not None:
         name, their, our = difference
         raise UserError(

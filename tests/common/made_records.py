@@ -18,7 +18,7 @@ from moe_jax.common.log import Log
 from moe_jax.common.schema import to_json
 from moe_jax.misrouting import misroute_files, profile_files
 from moe_jax.misrouting import profile_data as data
-from moe_jax.rationale import assess
+from moe_jax.rationale.assess import to_json as assessment_json
 from moe_jax.rationale.results import Assessment, LabelScores, MethodScores, TextRationale
 from tests.misrouting import made_study
 
@@ -122,5 +122,5 @@ def write(folder: str | Path) -> None:
         log.add(record)
     profile_files.write_profile(profile(), folder)
     misroute_files.write_files(made_study.study(), folder)
-    text = json.dumps(assess.to_json(assessment())) + "\n"
+    text = json.dumps(assessment_json(assessment())) + "\n"
     (folder / "assessment.json").write_text(text)

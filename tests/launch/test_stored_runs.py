@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import cli, evaluate, misroute, profile_routing, train
+from launch import _cli as cli
+from launch import evaluate, misroute, profile_routing, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests" / "golden" / "stored_runs"

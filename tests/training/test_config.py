@@ -68,7 +68,6 @@ def test_whole_numbers_stand_for_floats():
     ("change", "message"),
     [
         (lambda v: v["train"].update(step=1), r"^config\.train\.step: TrainConfig has no such"),
-        (lambda v: v["train"].pop("steps"), r"^config\.train\.steps: missing"),
         (lambda v: v["train"].update(steps="3"), r"^config\.train\.steps='3': must be int"),
         (lambda v: v["train"].update(steps=3.5), r"^config\.train\.steps=3\.5: must be int"),
         (lambda v: v["train"].update(steps=True), r"^config\.train\.steps=True: must be int"),
@@ -108,6 +107,25 @@ def test_a_workdir_of_another_run_names_the_first_field_that_differs(tmp_path):
     other.train.learning_rate, other.train.seed = 0.5, 4
     with pytest.raises(UserError, match=r"train\.learning_rate=0\.03, not 0\.5"):
         folders.claim(tmp_path, other)
+
+
+def test_a_run_from_before_a_field_existed_has_its_default(tmp_path):
+    folders.claim(tmp_path, toy.ToyConfig())
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    del values["train"]["max_bad_steps"], values["model"]["rates"]
+    file.write_text(json.dumps(values))
+    assert from_json(toy.ToyConfig, folders.load(tmp_path)) == toy.ToyConfig()
+    assert not folders.claim(tmp_path, toy.ToyConfig())
+    assert json.loads(file.read_text()) == values
+    other = toy.ToyConfig()
+    other.train.max_bad_steps = 5
+    with pytest.raises(UserError, match=r"train\.max_bad_steps=\d+, not 5"):
+        folders.claim(tmp_path, other)
+    values["gone"] = 3
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"gone=3, not nothing|model\.rates=nothing"):
+        folders.claim(tmp_path, toy.ToyConfig())
 
 
 def test_two_runs_that_start_at_once_do_not_both_get_the_folder(tmp_path):
