@@ -232,7 +232,7 @@ def _scores(
     # fall with the prompts' length.
     ratio = clr(found.rate, 0.5 / float(np.median(found.tokens))).reshape(n, -1)
     weights = np.array(settings.weights) if settings.weights else None
-    raw, clr = (
+    raw, relative = (
         trend(
             values,
             level,
@@ -258,9 +258,9 @@ def _scores(
         inclusion=interval.inclusion,
         somers_d=ranks.somers_d,
         p_jonckheere=ranks.p,
-        clr_score=clr.score,
-        clr_p=clr.p,
-        clr_p_family=clr.p_family,
+        clr_score=relative.score,
+        clr_p=relative.p,
+        clr_p_family=relative.p_family,
     )
     return Scores(*(a.reshape(found.rate.shape[1:]) for a in columns))
 

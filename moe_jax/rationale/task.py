@@ -56,11 +56,14 @@ class RationaleTask(Task):
     @functools.cached_property
     def pretrained(self) -> Pretrained:
         """The encoder with its tokenizer."""
-        return self._given or load(self.config.context.encoder)
+        # `init` may be the first to ask, and it runs under `nnx.eval_shape`.
+        with jax.ensure_compile_time_eval():
+            return self._given or load(self.config.context.encoder)
 
     @functools.cached_property
     def _forward(self) -> Forward:
-        return Forward(self.config, self.pretrained)
+        with jax.ensure_compile_time_eval():
+            return Forward(self.config, self.pretrained)
 
     # Task
 

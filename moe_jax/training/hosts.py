@@ -42,14 +42,14 @@ def join(
     Raises:
       UserError: as `connect`; others are given without a coordinator; a timeout below 1.
     """
-    given = {"num_processes": num_processes, "process_id": process_id, "timeout": timeout}
-    given = {name: value for name, value in given.items() if value is not None}
+    named = {"num_processes": num_processes, "process_id": process_id, "timeout": timeout}
+    given = [name for name, value in named.items() if value is not None]
     if not coordinator and given:
-        raise UserError(f"--{next(iter(given))} needs --coordinator=HOST:PORT (or auto)")
+        raise UserError(f"--{given[0]} needs --coordinator=HOST:PORT (or auto)")
     if timeout is not None and timeout < 1:
         raise UserError(f"--timeout={timeout}: must be at least 1")
     if coordinator:
-        connect(coordinator, **given)
+        connect(coordinator, num_processes, process_id, timeout=timeout or 120)
 
 
 def connect(
