@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -272,6 +273,46 @@ def write_new(target: Path, text: str) -> bool:
         finally:
             draft.unlink()
     return True
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, hidden beside `target`, which takes its name at the end.
+
+    So `target` is there whole or not at all. What is written is removed where the block fails; what
+    a kill left, by the next one for the same target. Only one at a time may write it.
+
+    Args:
+      target: a new name, or an empty folder. Its parents are made.
+      replace: a folder that holds something goes once the new one is whole; else it is refused.
+
+    Raises:
+      UserError: `target` is a file, or a folder that holds something; or it can't be written.
+    """
+    draft, old = (target.with_name(f".{target.name}.{what}") for what in ("part", "old"))
+    with file_errors(target):
+        _put_back(old, target)
+        is_full = target.is_dir() and any(target.iterdir())
+        if (target.exists() and not target.is_dir()) or (is_full and not replace):
+            raise UserError(f"{target} exists already; name a new or an empty folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            if is_full:
+                target.rename(old)
+            draft.rename(target)
+        finally:
+            _put_back(old, target)
+            for folder in (draft, old):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Give a folder its name again, if a kill or an error came before its successor had it."""
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 @contextlib.contextmanager

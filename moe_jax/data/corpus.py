@@ -7,12 +7,10 @@ Python and the installed packages carry (`documents.py`).
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from moe_jax.common.checks import joined, number, text, whole, wrong
-from moe_jax.common.files import local, local_path
+from moe_jax.common.files import local, local_path, new_folder
 from moe_jax.data import documents, readers
 from moe_jax.data.types import Corpus, Example
 from moe_jax.errors import UserError
@@ -102,27 +100,16 @@ def _first(examples: list[Example], number: int | None, name: str, path: str) ->
 def write_jsonl(corpus: Corpus, folder: str | os.PathLike[str]) -> None:
     """Write a corpus as train.jsonl, test.jsonl and labels.json; `load_corpus` reads it back.
 
-    The files are made in a hidden folder beside `folder` which then takes its name, so that an
-    interrupted call leaves no half-written corpus.
+    The folder is there whole or not at all.
 
     Raises:
-      UserError: `folder` is a file, or a folder that holds something already.
+      UserError: `folder` is a file or a folder that holds something already, or can't be written.
     """
-    target = local_path(folder, "folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already; give a new or an empty folder for the corpus")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with new_folder(local_path(folder, "folder")) as part:
         for name, examples in (("train", corpus.train), ("test", corpus.test)):
-            with open(partial / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
+            with open(part / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
                 for example in examples:
                     record = {"text": example.text, "spans": [list(s) for s in example.spans]}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         names = json.dumps(corpus.labels, ensure_ascii=False) + "\n"
-        (partial / "labels.json").write_text(names, encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes it private
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (part / "labels.json").write_text(names, encoding="utf-8")

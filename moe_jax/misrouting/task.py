@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax import losses
-from moe_jax.common.files import read_object
+from moe_jax.common.files import read_object, write_atomically
+from moe_jax.common.schema import first_difference, to_json
 from moe_jax.data.batches import batches
 from moe_jax.errors import UserError
 from moe_jax.gating import Routing
@@ -120,18 +120,10 @@ class ArithmeticTask(Task):
 
     def report(self, model: nnx.Module, workdir: Path) -> None:
         """The folder `model` (as `load_lm` reads it), prompts.jsonl and arithmetic.json."""
-        from moe_jax.common.files import write_atomically
-
         model = _language_model(model)
-        new, old = workdir / ".model.new", workdir / ".model.old"
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        tokenizer = arithmetic_texts.tokenizer()
-        save_lm(model, new, tokenizer=tokenizer, stop_ids=(arithmetic_texts.END_ID,))
-        if (workdir / "model").exists():
-            (workdir / "model").rename(old)
-        new.rename(workdir / "model")
-        shutil.rmtree(old, ignore_errors=True)
+        tokenizer, stop_ids = arithmetic_texts.tokenizer(), (arithmetic_texts.END_ID,)
+        folder = workdir / "model"
+        save_lm(model, folder, tokenizer=tokenizer, stop_ids=stop_ids, replace=True)
         write_prompts(self.prompts, workdir / "prompts.jsonl")
         write_atomically(workdir / _RESULT, json.dumps(self.evaluate(model), indent=2) + "\n")
 
@@ -279,8 +271,6 @@ def _check_same_model(
     config: MisroutingConfig, theirs: CausalConfig, tokens: Mapping[str, int]
 ) -> None:
     """A UserError that names the first thing in which the model at `config.start` differs."""
-    from moe_jax.common.schema import first_difference, to_json
-
     raw, _ = write_causal_config(config.model)
     ours, _ = read_causal_config(raw, "model")
     all_sparse = len(ours.expert_layers) == ours.num_layers

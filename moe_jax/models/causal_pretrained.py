@@ -3,17 +3,15 @@
 Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
 """
 
-import contextlib
 import json
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from moe_jax.common.files import local_path
+from moe_jax.common.files import local_path, new_folder
 from moe_jax.errors import UserError
 from moe_jax.models import causal_families, causal_weights, embedded_lm, gguf_file
 from moe_jax.models.causal_config import CausalConfig
@@ -125,38 +123,32 @@ def save_lm(
     tokenizer: Tokenizer | None = None,
     stop_ids: tuple[int, ...] = (),
     max_bytes: int = 5_000_000_000,
+    replace: bool = False,
 ) -> None:
     """Writes a model as a Hugging Face folder that `load_lm` and transformers read.
 
     Args:
       model: its config must be one that a covered architecture has.
-      folder: must not exist yet; it is there whole or not at all.
+      folder: new or empty; it is there whole or not at all.
       tokenizer: written as tokenizer.json.
       stop_ids: written as eos_token_id.
       max_bytes: of one file of weights; more become shards.
+      replace: put it in the place of a folder that holds something, once it is whole.
 
     Raises:
-      UserError: the folder exists, or no architecture fits.
+      UserError: the folder holds something or can't be written, or no architecture fits.
     """
     folder = local_path(folder, "folder")
-    if folder.exists():
-        raise UserError(f"{folder} exists already; name a new folder")
     raw, names = causal_families.write_causal_config(model.config)
     # Null where there is none: left out, they would be the architecture's own.
     raw |= {"bos_token_id": None, "pad_token_id": None, "eos_token_id": None}
     if stop_ids:
         raw["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, part, ignore_errors=True)
+    with new_folder(folder, replace=replace) as part:
         write_tensors(part, causal_weights.tensors(model, names), max_bytes=max_bytes)
         (part / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(str(part / "tokenizer.json"))
-        part.rename(folder)
 
 
 def _stop_ids(folder: pathlib.Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:

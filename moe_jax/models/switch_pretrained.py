@@ -3,17 +3,15 @@
 Nothing is downloaded, nothing is unpickled, and neither torch nor transformers is imported.
 """
 
-import contextlib
 import json
 import pathlib
-import shutil
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from moe_jax.common.files import local_path
+from moe_jax.common.files import local_path, new_folder
 from moe_jax.errors import UserError
 from moe_jax.models import switch_weights
 from moe_jax.models.quantised import dequantised
@@ -102,29 +100,21 @@ def save_switch(
 
     Args:
       model: its gate must be Switch's.
-      folder: must not exist yet; it is there whole or not at all.
+      folder: new or empty; it is there whole or not at all.
       tokenizer: written as tokenizer.json.
       max_bytes: of one file of weights; more become shards.
 
     Raises:
-      UserError: the folder exists, or transformers has no such model.
+      UserError: the folder holds something or can't be written, or transformers has no such model.
     """
     folder = local_path(folder, "folder")
-    if folder.exists():
-        raise UserError(f"{folder} exists already; name a new folder")
     files = {
         "config.json": write_switch_config(model.config),
         "generation_config.json": write_ids(model.config),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, part, ignore_errors=True)
+    with new_folder(folder) as part:
         write_tensors(part, switch_weights.tensors(model), max_bytes=max_bytes)
         for name, value in files.items():
             (part / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(str(part / "tokenizer.json"))
-        part.rename(folder)

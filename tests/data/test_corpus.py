@@ -122,10 +122,11 @@ class TestWriteJsonl:
         assert (tmp_path / "file").read_text() == "mine"
 
     def test_an_interruption_leaves_nothing(self, tmp_path, monkeypatch):
-        def interrupt(*_):
+        def interrupt(*_, **options):
+            del options
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(corpus_lib.os, "replace", interrupt)
+        monkeypatch.setattr(corpus_lib.json, "dumps", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_jsonl(Corpus([Example("one")], [], []), tmp_path / "out")
         assert os.listdir(tmp_path) == []
