@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from moe_jax.common.checks import whole
 from moe_jax.errors import UserError
 from moe_jax.gating import expert_counts
 from moe_jax.layers import MoE
@@ -61,8 +62,7 @@ def expert_means(
         raise ValueError("model has no layer with experts: there is no output to average")
     if not len(texts):
         raise ValueError("texts is empty: there is no token to average over")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
+    whole("", "batch_size", batch_size, 1)
     rows = [checked_ids(f"text {i}", x, config.vocab_size) for i, x in enumerate(texts)]
     for i, row in enumerate(rows):
         if len(row) > config.max_length:

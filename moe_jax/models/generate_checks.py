@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from moe_jax.common.checks import whole
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
@@ -25,8 +26,7 @@ def check_settings(
     pad_id: int,
 ) -> None:
     """Raises a UserError that names the first wrong setting; a ValueError for a missing decode."""
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    whole("", "max_new_tokens", max_new_tokens, 1)
     for name, ids in (("stop_ids", stop_ids), ("pad_id", (pad_id,))):
         for i in ids:
             if not 0 <= i < vocab_size:

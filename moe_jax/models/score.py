@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from moe_jax.common import checks
 from moe_jax.errors import UserError
 from moe_jax.gating import RoutingEdit
 from moe_jax.gating.edit import WITHOUT_TOKENS
@@ -110,7 +111,7 @@ def score_options(
         context, batch_size < 1. Logits that are not numbers.
       ValueError: numbers of options that differ, an edit or masks that don't fit.
     """
-    _check_batch(batch_size)
+    checks.whole("", "batch_size", batch_size, 1)
     config, n = model.config, len(contexts)
     rows = [checked_ids(f"context {i}", c, config.vocab_size) for i, c in enumerate(contexts)]
     answers = _checked_options(options, rows, config)
@@ -178,7 +179,7 @@ def score_text(
       UserError: as `score_options`.
       ValueError: another number of texts than contexts, an edit or masks that don't fit.
     """
-    _check_batch(batch_size)
+    checks.whole("", "batch_size", batch_size, 1)
     config, n = model.config, len(contexts)
     if len(texts) != n:
         raise ValueError(f"texts has {len(texts)} texts for {n} contexts")
@@ -275,11 +276,6 @@ def _check_room(name: str, length: int, config: CausalConfig) -> None:
         raise UserError(
             f"{name} have {length} tokens: more than the context of {config.max_length}"
         )
-
-
-def _check_batch(batch_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
 
 
 def _check_numbers(logp: Sequence[np.ndarray]) -> None:

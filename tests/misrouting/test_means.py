@@ -230,7 +230,7 @@ def test_nobody_ablated_is_bitwise_no_edit(mixture, means):
         ([[1], []], {}, UserError, "text 1 is empty"),
         ([[1], [40]], {}, UserError, "text 1 has the id 40; the model has 0 to 39"),
         ([[1] * 65], {}, UserError, "text 0 has 65 tokens: more than the context of 64"),
-        ([[1]], {"batch_size": 0}, UserError, "batch_size=0 must be at least 1"),
+        ([[1]], {"batch_size": 0}, UserError, "batch_size=0: must be at least 1"),
     ],
 )
 def test_bad_input(mixture, texts, changes, error, message):

@@ -163,7 +163,7 @@ def test_a_stop_text_across_tokens(mixture):
         ([[1], []], {}, UserError, "prompt 1 is empty"),
         ([[1], [2] * 61], {}, UserError, "prompt 1 has 61 tokens and max_new_tokens=4: more than "),
         ([[1, 40]], {}, UserError, "prompt 0 has the id 40; the model has 0 to 39"),
-        ([[1]], {"max_new_tokens": 0}, UserError, "max_new_tokens=0 must be at least 1"),
+        ([[1]], {"max_new_tokens": 0}, UserError, "max_new_tokens=0: must be at least 1"),
         ([[1]], {"stop_ids": (40,)}, UserError, "stop_ids: 40 is not one of the ids 0 to 39"),
         ([[1]], {"pad_id": -1}, UserError, "pad_id: -1 is not"),
         ([[1]], {"stop_texts": ("",), "decode": str}, UserError, "has an empty text"),

@@ -232,7 +232,7 @@ def test_nothing_to_score(mixture):
         ([[1] * 60], [[[1], [1] * 5]], {}, UserError, "its longest option have 65 tokens"),
         ([[1]], [], {}, ValueError, "options has 0 entries for 1 contexts"),
         ([[1], [2]], [[[1]], [[1], [2]]], {}, ValueError, "context 1 has 2 options, context 0 has"),
-        ([[1]], [[[1]]], {"batch_size": 0}, UserError, "batch_size=0 must be at least 1"),
+        ([[1]], [[[1]]], {"batch_size": 0}, UserError, "batch_size=0: must be at least 1"),
         ([[1]], [[[1]]], {"edit_where": []}, ValueError, "edit_where has 0 masks for 1 prompts"),
         (
             [[1]],

@@ -238,7 +238,7 @@ def check_bad_input(model):
     for prompts, options, message in (
         ([[]], {}, "source 0 is empty"),
         ([[3], [40]], {}, "source 1 has the id 40; the model has 0 to 39"),
-        ([[3]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ([[3]], {"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
         ([[3]], {"stop_ids": (40,)}, "stop_ids: 40 is not one of the ids"),
     ):
         with pytest.raises(UserError, match=message):
