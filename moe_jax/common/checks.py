@@ -164,7 +164,7 @@ def nested(path: str, name: str, value: Any, kind: type) -> None:
       UserError: it isn't one, or a field of it is wrong.
     """
     if not isinstance(value, kind):
-        raise wrong(path, name, value, f"be a {kind.__name__}")
+        raise wrong(path, name, value, f"be of type {kind.__name__}")
     value.validate(joined(path, name))  # type: ignore[attr-defined]
 
 

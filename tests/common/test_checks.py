@@ -57,7 +57,7 @@ class Inner:
         ("one_of", ["x"], {"allowed": ("x", "y")}, "a.b=['x']: must be one of x, y"),
         ("several", 3, {}, "a.b=3: must be a tuple"),
         ("several", "ab", {}, "a.b='ab': must be a tuple"),
-        ("nested", [1], {"kind": Inner}, "a.b=[1]: must be a Inner"),
+        ("nested", [1], {"kind": Inner}, "a.b=[1]: must be of type Inner"),
         ("nested", Inner(0), {"kind": Inner}, "a.b.size=0: must be at least 1"),
     ],
 )
