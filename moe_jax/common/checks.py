@@ -56,7 +56,7 @@ def whole(
       name: of the field.
       value: to check.
       low: the least that is right; None: any.
-      high: the most; None: any. Only beside `low`.
+      high: the most; None: any.
       none: what None stands for, such as "dropless"; "": None is wrong.
       why: more about what is right, for the message.
 
@@ -65,9 +65,10 @@ def whole(
     """
     if value is None and none:
         return
-    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    ends = [f"{word} {x}" for word, x in (("at least", low), ("at most", high)) if x is not None]
+    bounds = f"from {low} to {high}" if len(ends) == 2 else "".join(ends)
     if isinstance(value, bool) or not isinstance(value, int):
-        comma = "" if low is None else f", {bounds}"
+        comma = f", {bounds}" if bounds else ""
         raise wrong(path, name, value, f"be a whole number{comma}{_notes(none, why)}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise wrong(path, name, value, f"be {bounds}{_notes(none, why)}")

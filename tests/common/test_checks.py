@@ -23,6 +23,7 @@ class Inner:
     [
         ("whole", 0, {"low": 1}, "a.b=0: must be at least 1"),
         ("whole", 9, {"low": 1, "high": 8}, "a.b=9: must be from 1 to 8"),
+        ("whole", 9, {"high": 8}, "a.b=9: must be at most 8"),
         ("whole", True, {"low": 1}, "a.b=True: must be a whole number, at least 1"),
         ("whole", 2.0, {"low": 1}, "a.b=2.0: must be a whole number, at least 1"),
         ("whole", None, {"low": 1}, "a.b=None: must be a whole number, at least 1"),
