@@ -109,7 +109,9 @@ def test_a_finished_training_run_is_only_shown(here, capsys):
 
 
 def test_a_rationale_run_goes_on(here):
+    cache = contents(here / "cache")
     assert again("rationale") == 0
+    assert contents(here / "cache") == cache  # the states were found there
     assert_went_on(here / "rationale", "rationale")
     mine, theirs = (
         json.loads((folder / "evaluation.json").read_text())
