@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch import _cache as cache
 from launch import _cli as cli
 from launch import _memory as memory
 from moe_jax.misrouting.study_config import MisrouteConfig
@@ -41,4 +42,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, memory.keep_heap_on_cpu))
+    sys.exit(cli.run(main, sys.argv, memory.keep_heap_on_cpu, cache.keep_programs))

@@ -8,12 +8,14 @@ from .controls import matched_controls as matched_controls
 from .dose import Dose as Dose
 from .dose import dose as dose
 from .profile_config import ProfileConfig as ProfileConfig
+from .profile_data import Profile as Profile
 from .prompts import Levels as Levels
 from .prompts import Prompt as Prompt
 from .prompts import read_prompts as read_prompts
 from .prompts import write_prompts as write_prompts
 from .study_config import MisrouteConfig as MisrouteConfig
 from .study_config import StudyConfig as StudyConfig
+from .study_results import Study as Study
 from .subsets import TokenSubset as TokenSubset
 from .task import ArithmeticTask as ArithmeticTask
 from .trend import Bootstrap as Bootstrap
