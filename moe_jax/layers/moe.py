@@ -18,7 +18,7 @@ from moe_kernels import (
 )
 from moe_kernels.explicit_mesh import whole_where
 
-from moe_jax.common.checks import flag, one_of, text
+from moe_jax.common.checks import flag, one_of, text, whole
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, Routing, RoutingEdit, withhold
 from moe_jax.layers.gate import Gate
@@ -71,8 +71,9 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Make the parameters; arguments as in `MoE`."""
-        _check_sizes(d_model=d_model, d_hidden=d_hidden)
-        _check_activation(activation)
+        whole("", "d_model", d_model, 1)
+        whole("", "d_hidden", d_hidden, 1)
+        one_of("", "activation", activation, ACTIVATIONS)
         self.activation = activation
         self.dtype = dtype
         init = nnx.initializers.lecun_normal()
@@ -163,8 +164,9 @@ class MoE(nnx.Module):
             UserError: a size below 1, an unknown activation, a shared gate without a shared
                 expert, or a gate config or options that are not valid.
         """
-        _check_sizes(d_model=d_model, d_expert=d_expert)
-        _check_activation(activation)
+        whole("", "d_model", d_model, 1)
+        whole("", "d_expert", d_expert, 1)
+        one_of("", "activation", activation, ACTIVATIONS)
         options = ExpertOptions() if options is None else dataclasses.replace(options)
         options.validate("options")
         if shared_gate and d_shared is None:
@@ -315,14 +317,3 @@ def _stood_in(
     more = jnp.matmul(withheld, stand_in.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     there = jnp.any(withheld != 0, axis=1, keepdims=True)
     return jnp.where(there, (y.astype(jnp.float32) + more).astype(y.dtype), y)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name}={size} must be at least 1")
-
-
-def _check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise UserError(f"activation={activation} is unknown: use one of {', '.join(ACTIVATIONS)}")

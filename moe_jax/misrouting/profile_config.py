@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from moe_jax.common.checks import flag, number, one_of, several, whole
 from moe_jax.common.schema import FileName, FlagText, FolderName
 from moe_jax.errors import UserError
 from moe_jax.misrouting.inputs import Inputs
@@ -52,21 +53,16 @@ class ProfileMethod:
 
     def validate(self, path: str = "") -> None:
         """Check every field; a UserError names the first wrong one, after `path`."""
-        at = f"{path}." if path else ""
-        if self.usage not in KINDS:
-            raise UserError(f"{at}usage={self.usage!r} must be one of {', '.join(KINDS)}")
-        for name, least in (
-            ("length_bins", 0),
-            ("permutations", 19),
-            ("samples", 1),
-            ("top", 0),
-            ("minimum", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                why = ": with fewer no p can be 0.05" if name == "permutations" else ""
-                raise UserError(f"{at}{name}={value} must be at least {least}{why}")
+        one_of(path, "usage", self.usage, KINDS)
+        several(path, "weights", self.weights)
+        for i, weight in enumerate(self.weights):
+            number(path, f"weights[{i}]", weight)
+        for name in ("length_bins", "top", "seed"):
+            whole(path, name, getattr(self, name), 0)
+        whole(path, "permutations", self.permutations, 19, why="with fewer no p can be 0.05")
+        for name in ("samples", "minimum"):
+            whole(path, name, getattr(self, name), 1)
+        flag(path, "select_half", self.select_half)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -136,7 +136,7 @@ def test_routes_instead_of_a_run(given, tmp_path, capsys):
         (["--generate=60"], "more than the model's context of 64"),
         (["--top=17"], "top=17 is more than the model's 16 experts"),
         (["--select_half=maybe"], "must be true or false"),
-        (["--permutations=5"], "permutations=5 must be at least 19"),
+        (["--permutations=5"], "permutations=5: must be at least 19"),
         (["--compare=x", "--generate=3"], "leave out --generate"),
         (["--model=nowhere"], "is not a folder with config.json"),
         (["--prompts=nowhere.jsonl"], "can't be read"),

@@ -371,13 +371,13 @@ def test_trains():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"activation": "swish"}, "activation=swish is unknown: use one of"),
+        ({"activation": "swish"}, "activation='swish': must be one of"),
         ({"shared_gate": True}, "shared_gate=True needs d_shared"),
-        ({"d_shared": 0}, "d_hidden=0 must be at least 1"),
+        ({"d_shared": 0}, "d_hidden=0: must be at least 1"),
         ({"gate": {"k": 5}}, "k=5: must be at most num_experts=4"),
-        ({"d_expert": 0}, "d_expert=0 must be at least 1"),
-        ({"options": ExpertOptions(backend="cuda")}, "options.backend=cuda: must be one of"),
-        ({"options": ExpertOptions(exchange="mail")}, "options.exchange=mail: must be one of"),
+        ({"d_expert": 0}, "d_expert=0: must be at least 1"),
+        ({"options": ExpertOptions(backend="cuda")}, "options.backend='cuda': must be one of"),
+        ({"options": ExpertOptions(exchange="mail")}, "options.exchange='mail': must be one of"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -291,7 +291,7 @@ def test_options_of_the_experts_reach_the_layers_and_no_file(tmp_path):
     assert [model.layers[i].ffn.options for i in (0, 2)] == [options, options]
     save_lm(model, tmp_path / "a")
     assert load_lm(tmp_path / "a").config.experts.options == ExpertOptions()
-    with pytest.raises(UserError, match=r"experts\.options\.backend=cuda: must be one of"):
+    with pytest.raises(UserError, match=r"experts\.options\.backend='cuda': must be one of"):
         moe(gate=GateConfig(num_experts=4, k=1), options=ExpertOptions(backend="cuda"))
 
 
