@@ -19,9 +19,9 @@ the explanation, in the second on nothing else:
       --config.train.steps=150 --config.train.warmup_steps=10 --config.train.learning_rate=0.001
 """
 
-from moe_jax.misrouting.arithmetic import ArithmeticConfig
-from moe_jax.misrouting.config import MisroutingConfig, small_model
-from moe_jax.training.config import TrainConfig
+from moe_jax.misrouting import ArithmeticConfig, MisroutingConfig
+from moe_jax.misrouting.config import small_model
+from moe_jax.training import TrainConfig
 
 
 def get_config() -> MisroutingConfig:

@@ -11,9 +11,9 @@ own texts:
       --config.data.path=FILE_OR_FOLDER --config.model.num_factors=8
 """
 
-from moe_jax.data.corpus import CorpusConfig
-from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
-from moe_jax.training.config import TrainConfig
+from moe_jax.data import CorpusConfig
+from moe_jax.rationale import ContextConfig, LossWeights, ModelConfig, RationaleConfig
+from moe_jax.training import TrainConfig
 
 
 def get_config() -> RationaleConfig:

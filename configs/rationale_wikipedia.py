@@ -9,9 +9,9 @@ FOLDER holds train.jsonl (1,500 texts), test.jsonl (500) and labels.json. Expect
 after it under half a minute.
 """
 
-from moe_jax.data.corpus import CorpusConfig
-from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
-from moe_jax.training.config import TrainConfig
+from moe_jax.data import CorpusConfig
+from moe_jax.rationale import ContextConfig, LossWeights, ModelConfig, RationaleConfig
+from moe_jax.training import TrainConfig
 
 
 def get_config() -> RationaleConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch._configs import parse_with_config
 from launch._flags import parse, wants_help
-from moe_jax.common.interrupt import Interrupted
+from moe_jax.common import Interrupted
 from moe_jax.errors import UserError
 
 __all__ = ["parse", "parse_with_config", "print_figures", "print_files", "run"]

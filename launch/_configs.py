@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 from launch import _flags
-from moe_jax.common.files import local_path
-from moe_jax.common.schema import field_help, from_json, to_json
+from moe_jax.common import field_help, from_json, local_path, to_json
 from moe_jax.errors import UserError
 
 Flags = TypeVar("Flags")

@@ -10,10 +10,7 @@ from rich.table import Table
 from moe_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from moe_jax.training.collectives import Collective
-    from moe_jax.training.config import TrainConfig
-    from moe_jax.training.dry_run import DryRun
-    from moe_jax.training.task import Task
+    from moe_jax.training import Collective, DryRun, Task, TrainConfig
 
 Row = tuple[str, ...]
 
@@ -30,7 +27,7 @@ def show_dry_run(task: "Task", config: "TrainConfig", devices: bool | int) -> No
     Raises:
       UserError: no such number of devices, or they can't be laid out as the config says.
     """
-    from moe_jax.training.dry_run import dry_run
+    from moe_jax.training import dry_run
 
     if devices is not True and devices < 1:
         raise UserError(f"--dry_run={devices}: must be at least 1 device")

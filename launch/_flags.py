@@ -22,8 +22,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from absl import flags
 
+from moe_jax.common import FlagText, field_help
 from moe_jax.common.files import local
-from moe_jax.common.schema import FlagText, field_help
 from moe_jax.errors import UserError
 
 Flags = TypeVar("Flags")

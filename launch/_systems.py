@@ -8,8 +8,8 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_jax.common import from_json
 from moe_jax.common.files import shown
-from moe_jax.common.schema import from_json
 from moe_jax.errors import UserError
 from moe_jax.training import workdir as folders
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launch import _cache as cache
 from launch import _cli as cli
 from launch import _systems as systems
-from moe_jax.common.schema import FlagText, Folder
+from moe_jax.common import FlagText, Folder
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     flags = cli.parse(argv, EvaluateFlags, __doc__)
     config = systems.load_config(flags.workdir)
 
-    from moe_jax.training.run import evaluate
+    from moe_jax.training import evaluate
 
     result = evaluate(systems.make_task(config), flags.workdir, flags.checkpoint)
     cli.print_figures(f"Step {result.step}", result.metrics)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launch import _cache as cache
 from launch import _cli as cli
 from launch import _systems as systems
-from moe_jax.common.schema import File, FlagText, Folder
+from moe_jax.common import File, FlagText, Folder
 from moe_jax.errors import UserError
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         explain.check_output(flags.output)
     texts = _texts(flags.input)
 
-    from moe_jax.training.checkpoint import restore_model_at
+    from moe_jax.training import restore_model_at
 
     task = systems.make_task(config)
     model, _ = restore_model_at(task, flags.workdir, flags.checkpoint)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launch import _cache as cache
 from launch import _cli as cli
 from launch import _memory as memory
-from moe_jax.misrouting.study_config import MisrouteConfig
+from moe_jax.misrouting import MisrouteConfig
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from launch import _cache as cache
 from launch import _cli as cli
 from launch import _memory as memory
 from launch import _systems as systems
-from moe_jax.common.schema import FlagText, Folder
+from moe_jax.common import FlagText, Folder
 from moe_jax.errors import UserError
 
 
@@ -68,9 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
 
-    from moe_jax.training import hosts
-    from moe_jax.training.profile import ProfileSteps
-    from moe_jax.training.run import run
+    from moe_jax.training import ProfileSteps, hosts, run
 
     hosts.join(flags.coordinator, flags.num_processes, flags.process_id, flags.timeout)
     if flags.debug_nans:

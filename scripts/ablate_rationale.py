@@ -24,10 +24,8 @@ import numpy as np
 from flax import nnx
 
 from configs.rationale_wikipedia import get_config
-from moe_jax.rationale import metrics
-from moe_jax.rationale.config import RationaleConfig
-from moe_jax.rationale.task import RationaleTask
-from moe_jax.training.loop import train
+from moe_jax.rationale import RationaleConfig, RationaleTask, metrics
+from moe_jax.training import train
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {"the config": {}},

@@ -17,10 +17,10 @@ from absl import app, flags
 from rich.console import Console
 from scipy import stats
 
-from moe_jax.common.files import check_text, local_path, read_object
+from moe_jax.common import local_path, read_object
+from moe_jax.common.files import check_text
 from moe_jax.errors import UserError
-from moe_jax.reports.page import Column
-from moe_jax.reports.terminal import show_table
+from moe_jax.reports import Column, show_table
 
 MEASURE = flags.DEFINE_string("measure", "accuracy", "a measure of the studies")
 

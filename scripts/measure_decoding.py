@@ -14,9 +14,8 @@ import numpy as np
 import torch
 import transformers
 
-from moe_jax.models import causal_families, causal_weights
-from moe_jax.models.causal_pretrained import DEFAULT_LM, PretrainedLM, load_lm
-from moe_jax.models.generate import generate
+from moe_jax.models import PretrainedLM, causal_families, causal_weights, generate, load_lm
+from moe_jax.models.causal_pretrained import DEFAULT_LM
 
 PROMPT = "Once upon a time there was a small robot who"
 NEW, ROUNDS = 64, 7

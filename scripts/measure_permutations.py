@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags
 
-from moe_jax.misrouting.trend import trend
+from moe_jax.misrouting import trend
 
 PROMPTS = flags.DEFINE_integer("prompts", 500, "n", lower_bound=2)
 COLUMNS = flags.DEFINE_integer("columns", 1024, "experts of all layers", lower_bound=1)

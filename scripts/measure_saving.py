@@ -23,14 +23,12 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training import Batches, MeshConfig, Task, TrainConfig, make_mesh
 from moe_jax.training.layout import Layout
-from moe_jax.training.mesh import make_mesh
 from moe_jax.training.retention import Retention
 from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, first_state
 from moe_jax.training.step import compile_step, make_optimizer
-from moe_jax.training.task import Batches, Task
 
 MEGABYTES = flags.DEFINE_integer("megabytes", 300, "size of a checkpoint", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "measurements, of which the medians are shown")

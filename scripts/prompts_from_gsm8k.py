@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moe_jax.common.files import check_text, json_lines, local_path, read_text
+from moe_jax.common import json_lines, local_path, read_text
+from moe_jax.common.files import check_text
 from moe_jax.errors import UserError
-from moe_jax.misrouting.prompts import Prompt, write_prompts
+from moe_jax.misrouting import Prompt, write_prompts
 
 _MARK = re.compile(r"<<[^<>]*>>")
 

@@ -30,14 +30,21 @@ from rich.table import Table
 
 from moe_jax.gating import GateConfig
 from moe_jax.layers import ExpertOptions, MoE
-from moe_jax.training.collectives import Collective, collectives, compiled_bytes
-from moe_jax.training.config import MeshConfig, TrainConfig
-from moe_jax.training.dry_run import dry_run
+from moe_jax.training import (
+    Batches,
+    Collective,
+    MeshConfig,
+    Task,
+    TrainConfig,
+    collectives,
+    dry_run,
+    make_mesh,
+)
+from moe_jax.training.collectives import compiled_bytes
 from moe_jax.training.layout import Layout
-from moe_jax.training.mesh import batch_spec, make_mesh
+from moe_jax.training.mesh import batch_spec
 from moe_jax.training.state import Parts, abstract_model, first_state, streams
 from moe_jax.training.step import make_optimizer, make_step
-from moe_jax.training.task import Batches, Task
 
 LAYER = flags.DEFINE_string("layer", "7168,2048,256,8", "d,f,E,k: widths, experts, chosen")
 TOKENS = flags.DEFINE_integer("tokens", 8192, "tokens on each chip", lower_bound=1)

@@ -57,7 +57,7 @@ def few_programs():
     """A worker of many files would come near the number of compiled programs that it may hold."""
     yield
     # Here, so that no module is read before jaxtyping's hook is in place.
-    from moe_jax.models.compiled import free_programs
+    from moe_jax.models import free_programs
 
     free_programs()
 

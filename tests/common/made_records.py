@@ -14,12 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from moe_jax.common.log import Log
-from moe_jax.common.schema import to_json
+from moe_jax.common import Log, to_json
 from moe_jax.misrouting import misroute_files, profile_files
 from moe_jax.misrouting import profile_data as data
+from moe_jax.rationale import Assessment, LabelScores, MethodScores, TextRationale
 from moe_jax.rationale.assess import to_json as assessment_json
-from moe_jax.rationale.results import Assessment, LabelScores, MethodScores, TextRationale
 from tests.misrouting import made_study
 
 FILES = ("config.json", "conditions.jsonl", "profile.json", "misroute.json", "assessment.json")

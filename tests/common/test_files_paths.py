@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.common.files import local, local_path
+from moe_jax.common import local_path
+from moe_jax.common.files import local
 from moe_jax.errors import UserError
 
 

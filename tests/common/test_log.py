@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_jax.common.log import Log
+from moe_jax.common import Log
 from moe_jax.errors import UserError
 
 

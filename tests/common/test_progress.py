@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from moe_jax.common.progress import Progress, clock, counting, in_words
+from moe_jax.common import Progress, counting
+from moe_jax.common.progress import clock, in_words
 
 
 class Terminal(io.StringIO):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jaxtyping import Bool, Float, Int
 
-from moe_jax.common.log import Log
-from moe_jax.common.schema import from_json, marked, plain, unmarked
+from moe_jax.common import Log, from_json
+from moe_jax.common.schema import marked, plain, unmarked
 from moe_jax.errors import UserError
 from moe_jax.misrouting.profile_files import read_profile
 from moe_jax.rationale.assess import read_assessment, to_json

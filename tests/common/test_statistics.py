@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from moe_jax.common.statistics import (
+from moe_jax.common import (
     bootstrap_interval,
     bootstrap_weights,
     cliffs_delta,

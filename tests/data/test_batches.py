@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
-from moe_jax.data.batches import batches, pad_stack
+from moe_jax.data import batches, pad_stack
 
 
 def arrays(n):

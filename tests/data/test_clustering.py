@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_jax.data.clustering import spherical_kmeans
+from moe_jax.data import spherical_kmeans
 
 
 def _planted(num=4, each=30, d=8, seed=0):

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_jax.data import Corpus, CorpusConfig, Example, load_corpus, token_labels, write_jsonl
 from moe_jax.data import corpus as corpus_lib
-from moe_jax.data.corpus import CorpusConfig, load_corpus, write_jsonl
-from moe_jax.data.types import Corpus, Example, token_labels
 from moe_jax.errors import UserError
 
 # Any text that a UTF-8 file can hold, line ends and exotic separators included.

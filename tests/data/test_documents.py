@@ -10,8 +10,7 @@ import sys
 
 import pytest
 
-from moe_jax.data import documents, installed
-from moe_jax.data.corpus import CorpusConfig, load_corpus, write_jsonl
+from moe_jax.data import CorpusConfig, documents, installed, load_corpus, write_jsonl
 from moe_jax.errors import UserError
 
 

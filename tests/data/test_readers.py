@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from moe_jax.data.corpus import CorpusConfig, load_corpus
-from moe_jax.data.types import Example
+from moe_jax.data import CorpusConfig, Example, load_corpus
 from moe_jax.errors import UserError
 
 

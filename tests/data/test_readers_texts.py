@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from moe_jax.data.readers import parse_texts, read_texts
+from moe_jax.data import parse_texts, read_texts
 from moe_jax.errors import UserError
 
 

@@ -7,9 +7,8 @@ from tokenizers import Tokenizer, processors
 
 from launch import _cli as cli
 from launch import misroute, profile_routing
-from moe_jax.misrouting import study
+from moe_jax.misrouting import Prompt, study, write_prompts
 from moe_jax.misrouting.profile_files import read_profile
-from moe_jax.misrouting.prompts import Prompt, write_prompts
 from tests.misrouting import small_lm
 
 TEMPLATE = """\

@@ -12,7 +12,7 @@ from launch import _cli as cli
 from launch import _systems as systems
 from launch import explain as script
 from moe_jax.errors import UserError
-from moe_jax.rationale.results import TextRationale
+from moe_jax.rationale import TextRationale
 from moe_jax.training import checkpoint
 from tests.reports.reading import Page
 

@@ -9,7 +9,7 @@ import pytest
 
 from launch import _cli as cli
 from launch import _flags
-from moe_jax.common.schema import EscapedText, File, FileName, FlagText, Folder, FolderName
+from moe_jax.common import EscapedText, File, FileName, FlagText, Folder, FolderName
 from moe_jax.errors import UserError
 
 

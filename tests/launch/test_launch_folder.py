@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import _flags
-from moe_jax.common.schema import FlagText, field_help
+from moe_jax.common import FlagText, field_help
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if not p.stem.startswith("_"))

@@ -17,9 +17,14 @@ import pytest
 
 from launch import _cli as cli
 from launch import misroute as script
-from moe_jax.misrouting import misroute_files, study, study_runs
-from moe_jax.misrouting.prompts import Prompt, write_prompts
-from moe_jax.misrouting.study_config import MisrouteConfig
+from moe_jax.misrouting import (
+    MisrouteConfig,
+    Prompt,
+    misroute_files,
+    study,
+    study_runs,
+    write_prompts,
+)
 from tests.misrouting import small_lm
 
 SMALL = (

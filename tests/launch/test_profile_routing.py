@@ -12,12 +12,10 @@ import pytest
 from launch import _cli as cli
 from launch import profile_routing as script
 from moe_jax.errors import UserError
-from moe_jax.misrouting import profile
-from moe_jax.misrouting.profile_config import ProfileConfig
+from moe_jax.misrouting import ProfileConfig, Prompt, profile, read_prompts, write_prompts
 from moe_jax.misrouting.profile_files import read_profile
-from moe_jax.misrouting.prompts import Prompt, read_prompts, write_prompts
 from moe_jax.misrouting.reading import read
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import small_lm, small_switch_lm
 from tests.models import small_causal
 

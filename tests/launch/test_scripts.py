@@ -18,8 +18,7 @@ import pytest
 from launch import _cli as cli
 from launch import _configs, evaluate, train
 from launch import _systems as systems
-from moe_jax.common.interrupt import Interrupted
-from moe_jax.common.schema import to_json
+from moe_jax.common import Interrupted, to_json
 from moe_jax.errors import UserError
 from tests.training import moe_toy, toy
 

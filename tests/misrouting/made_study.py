@@ -2,18 +2,12 @@
 
 import numpy as np
 
-from moe_jax.common.statistics import Equivalence, Interval
+from moe_jax.common import Equivalence, Interval
+from moe_jax.misrouting import Study
 from moe_jax.misrouting.diagnosticity import Diagnosticity
 from moe_jax.misrouting.measures import ACCURACY, WORDS
 from moe_jax.misrouting.mediation import AgainstPerformance, Mediation
-from moe_jax.misrouting.study_results import (
-    Agreement,
-    Effect,
-    Example,
-    Measure,
-    Row,
-    Study,
-)
+from moe_jax.misrouting.study_results import Agreement, Effect, Example, Measure, Row
 
 NAN = float("nan")
 NONE = Interval(NAN, NAN, NAN)

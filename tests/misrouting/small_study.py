@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from moe_jax.misrouting import Prompt
 from moe_jax.misrouting.collect import collect
 from moe_jax.misrouting.profile import profile
 from moe_jax.misrouting.profile_config import ProfileSettings
 from moe_jax.misrouting.profile_data import ModelShape
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import Reading
 
 LAYERS, EXPERTS, K = (1, 3), 4, 2

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_jax.misrouting import interventions
+from moe_jax.misrouting import Prompt, StudyConfig, interventions
 from moe_jax.misrouting.answering import (
     Answered,
     common_separator,
@@ -9,12 +9,10 @@ from moe_jax.misrouting.answering import (
     write_answers,
 )
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, Context
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.routes import Routes
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
 from moe_jax.misrouting.specs import SCOPES
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import oracle, small_lm
 
 _CONFIG = StudyConfig(max_new_tokens=9, answer_tokens=4, batch_size=2)

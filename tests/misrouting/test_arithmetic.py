@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import arithmetic, arithmetic_texts
-from moe_jax.misrouting.arithmetic import ArithmeticConfig
+from moe_jax.misrouting import ArithmeticConfig, arithmetic, arithmetic_texts
 from moe_jax.misrouting.arithmetic_texts import DELIMITER, END
 
 SMALL = ArithmeticConfig(levels=3, examples=300, held_out=20, seed=3)

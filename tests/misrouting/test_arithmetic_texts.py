@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import Tokenizer
 
-from moe_jax.misrouting import arithmetic, arithmetic_texts
-from moe_jax.misrouting.arithmetic import EXPLANATIONS, ArithmeticConfig
+from moe_jax.misrouting import ArithmeticConfig, Prompt, arithmetic, arithmetic_texts
+from moe_jax.misrouting.arithmetic import EXPLANATIONS
 from moe_jax.misrouting.arithmetic_texts import DELIMITER
-from moe_jax.misrouting.prompts import Prompt
 
 
 @given(st.text(alphabet="0123456789+-*=\n", max_size=40), st.booleans())

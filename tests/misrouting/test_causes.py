@@ -1,15 +1,13 @@
 import numpy as np
 import pytest
 
-from moe_jax.misrouting import causes, interventions
+from moe_jax.misrouting import Prompt, StudyConfig, causes, interventions
 from moe_jax.misrouting.answering import context_of, write_answers
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT
 from moe_jax.misrouting.probing import Explained
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.scoped import unedited
 from moe_jax.misrouting.specs import ON_EXPERTS
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import oracle, small_lm
 
 _CONFIG = StudyConfig(batch_size=2, max_new_tokens=5, answer_tokens=3)

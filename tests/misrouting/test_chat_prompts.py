@@ -3,12 +3,12 @@
 import pytest
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt
 from moe_jax.misrouting.chat_prompts import as_chat, reads_chats, template_of
 from moe_jax.misrouting.context import make_context
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading_tokens import tokenise
+from moe_jax.models import PretrainedSwitch
 from moe_jax.models.chat import chat_template
-from moe_jax.models.switch_pretrained import PretrainedSwitch
 from tests.models import small_chats
 
 PROMPTS = [

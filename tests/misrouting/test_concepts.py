@@ -7,14 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.misrouting import concepts, interventions
+from moe_jax.misrouting import Prompt, StudyConfig, concepts, interventions
 from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.concepts import Concept
 from moe_jax.misrouting.probing import Explained
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.scoped import unedited
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import oracle, small_lm
 
 _CONFIG = StudyConfig(batch_size=4)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting.profile_config import ProfileConfig, ProfileSettings
-from moe_jax.misrouting.study_config import MisrouteConfig, StudyConfig
+from moe_jax.misrouting import MisrouteConfig, ProfileConfig, StudyConfig
+from moe_jax.misrouting.profile_config import ProfileSettings
 
 GIVEN = {"model": "m", "prompts": "p", "workdir": Path("w")}
 BY_HAND = {**GIVEN, "experts": "1:0"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from scipy import stats
 
-from moe_jax.misrouting.controls import least_like, matched_controls
+from moe_jax.misrouting import least_like, matched_controls
 
 
 def decile(usage):

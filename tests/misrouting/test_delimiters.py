@@ -5,16 +5,13 @@ import pytest
 from tokenizers import normalizers
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt, StudyConfig, TokenSubset
 from moe_jax.misrouting.answering import context_of, write_answers
 from moe_jax.misrouting.probing import Explained, filler_id, option_ids, probe
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import read
 from moe_jax.misrouting.scoped import unedited
 from moe_jax.misrouting.selection import check_prompts
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.misrouting.subsets import TokenSubset
-from moe_jax.models.causal_pretrained import load_lm
-from moe_jax.models.generate import generate
+from moe_jax.models import generate, load_lm
 from tests.misrouting import scripted_lm
 from tests.models.small_pieces import SPACE, byte_level, sentence_pieces
 

@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
 
-from moe_jax.misrouting import interventions
+from moe_jax.misrouting import Prompt, StudyConfig, interventions
 from moe_jax.misrouting.answering import Answered, context_of
 from moe_jax.misrouting.context import PROMPT
 from moe_jax.misrouting.disturbance import DOSES, METRICS, disturb
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.scoped import Scoped, gate_of, unedited
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import oracle, small_lm
 
 _CONFIG = StudyConfig(batch_size=4)

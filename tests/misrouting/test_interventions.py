@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from scipy import stats
 
 from moe_jax.gating import GateConfig, RoutingEdit, route
+from moe_jax.misrouting import dose
 from moe_jax.misrouting import interventions as iv
-from moe_jax.misrouting.dose import dose
 
 T, L, E, K = 12, 3, 8, 2
 Z = np.random.default_rng(0).normal(size=(T, L, E)).astype(np.float32)

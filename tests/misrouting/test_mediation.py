@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from moe_jax.common.statistics import bootstrap_interval, bootstrap_weights
+from moe_jax.common import bootstrap_interval, bootstrap_weights
 from moe_jax.misrouting.mediation import (
     EFFECTS,
     faithfulness_against_performance,

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from moe_jax.common.statistics import Interval
+from moe_jax.common import Interval
 from moe_jax.misrouting import misroute_report, misroute_tables, misroute_words
 from moe_jax.misrouting.misroute_words import BEYOND, CHANGED
 from moe_jax.misrouting.study_results import Example

@@ -2,14 +2,12 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import interventions, probing
+from moe_jax.misrouting import Prompt, StudyConfig, interventions, probing
 from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.context import ANSWER, EXPLANATION, PROMPT
 from moe_jax.misrouting.probing import Explained
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.scoped import Scoped, unedited
-from moe_jax.misrouting.study_config import StudyConfig
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import oracle, small_lm
 
 _CONFIG = StudyConfig(batch_size=8)

@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt
 from moe_jax.misrouting.collect import collect
 from moe_jax.misrouting.profile import check, compare, profile
 from moe_jax.misrouting.profile_config import ProfileSettings
 from moe_jax.misrouting.profile_data import ModelShape
-from moe_jax.misrouting.prompts import Prompt
 from tests.misrouting import small_study
 from tests.misrouting.small_study import EXPERTS, MODEL, QUICK, K
 

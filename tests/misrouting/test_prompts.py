@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting.prompts import Prompt, levels, read_prompts, strata, write_prompts
+from moe_jax.misrouting import Prompt, read_prompts, write_prompts
+from moe_jax.misrouting.prompts import levels, strata
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 

@@ -8,14 +8,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt, TokenSubset
 from moe_jax.misrouting.profile_data import ModelShape
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.reading import read
 from moe_jax.misrouting.reading_tokens import tokenise, with_generated
 from moe_jax.misrouting.recorded_readings import read_recorded, recorded
-from moe_jax.misrouting.subsets import TokenSubset
-from moe_jax.models.causal_pretrained import load_lm
-from moe_jax.models.generate import generate
+from moe_jax.models import generate, load_lm
 from tests.misrouting import small_lm
 
 TEXTS = ["1+2=\n", "33+4-5=\n", "9-9=\n", "Answer: 7", "12+34+5=\n"]

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt, TokenSubset
 from moe_jax.misrouting.collect import collect
 from moe_jax.misrouting.profile_data import ModelShape
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.readers import make_reader
 from moe_jax.misrouting.reading import read
-from moe_jax.misrouting.subsets import TokenSubset
-from moe_jax.models.language_model import load_language_model
-from moe_jax.models.switch_generate import generate_switch
+from moe_jax.models import generate_switch, load_language_model
 from tests.misrouting import small_lm, small_switch_lm
 
 TEXTS = ["1+2=", "33+4-5=", "9-9=", "Answer: 7", "12+34+5="]

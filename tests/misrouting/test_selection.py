@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.misrouting import arithmetic_texts, selection
-from moe_jax.misrouting.prompts import Prompt
+from moe_jax.misrouting import Prompt, StudyConfig, arithmetic_texts, selection
 from moe_jax.misrouting.reading import read
-from moe_jax.misrouting.study_config import StudyConfig
+from moe_jax.models import load_lm
 from moe_jax.models.causal_families import read_causal_config
-from moe_jax.models.causal_pretrained import load_lm
 from tests.misrouting import small_lm
 from tests.models import small_causal
 

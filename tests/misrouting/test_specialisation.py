@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from moe_jax.misrouting import specialisation as sp
-from moe_jax.misrouting.usage import usage
+from moe_jax.misrouting import usage
 
 T, L, K, E = 30, 3, 3, 6
 ALL = np.ones(T, bool)

@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.common.log import Log
+from moe_jax.common import Log
 from moe_jax.errors import UserError
+from moe_jax.misrouting import Prompt, StudyConfig
 from moe_jax.misrouting.answering import context_of
 from moe_jax.misrouting.conditions import Condition
 from moe_jax.misrouting.means import expert_means
-from moe_jax.misrouting.prompts import Prompt
 from moe_jax.misrouting.selection import Selection
 from moe_jax.misrouting.study import run_study, study_of
-from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.study_runs import Planted, StudyRuns
 from moe_jax.misrouting.study_summary import summarise
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from tests.misrouting import small_lm
 
 _CONFIG = StudyConfig(

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from moe_jax.misrouting import Prompt, StudyConfig
 from moe_jax.misrouting.measures import ACCURACY, HEADLINE, WORDS
-from moe_jax.misrouting.prompts import Prompt
-from moe_jax.misrouting.study_config import StudyConfig
 from moe_jax.misrouting.study_summary import summarise
 
 N, SETS = 8, 20

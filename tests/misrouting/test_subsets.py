@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 
 from moe_jax.errors import UserError
+from moe_jax.misrouting import TokenSubset
 from moe_jax.misrouting.subsets import (
     KINDS,
     PromptTokens,
-    TokenSubset,
     after_delimiter,
     char_span,
     generated_tokens,

@@ -16,18 +16,17 @@ from launch import _cli as cli
 from launch import train as launch_train
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.misrouting import arithmetic_texts
+from moe_jax.misrouting import (
+    ArithmeticConfig,
+    ArithmeticTask,
+    MisroutingConfig,
+    arithmetic_texts,
+    read_prompts,
+)
 from moe_jax.misrouting import task as task_module
-from moe_jax.misrouting.arithmetic import ArithmeticConfig
 from moe_jax.misrouting.arithmetic_texts import VOCABULARY
-from moe_jax.misrouting.config import MisroutingConfig
-from moe_jax.misrouting.prompts import read_prompts
-from moe_jax.misrouting.task import ArithmeticTask
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.causal_pretrained import load_lm, save_lm
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.models import CausalConfig, CausalLM, ExpertsConfig, load_lm, save_lm
+from moe_jax.training import TrainConfig, train
 from tests.models import small_causal
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given, settings
 from scipy import stats
 
-from moe_jax.misrouting.trend import (
-    bootstrap,
-    coefficients,
-    halves,
-    jonckheere,
-    level_weights,
-    trend,
-)
+from moe_jax.misrouting import bootstrap, jonckheere, trend
+from moe_jax.misrouting.trend import coefficients, halves, level_weights
 
 LEVEL = np.repeat([0, 1, 2], [4, 3, 5])
 

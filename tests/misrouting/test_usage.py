@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from moe_jax.misrouting.usage import KINDS, clr, usage
+from moe_jax.misrouting import usage
+from moe_jax.misrouting.usage import KINDS, clr
 
 TOKENS, LAYERS, CHOICES, EXPERTS = 7, 3, 2, 5
 

@@ -16,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from moe_jax.models.pretrained import Pretrained
+from moe_jax.models import Pretrained
 
 VOCAB = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcde"))
 POSITIONS = 24

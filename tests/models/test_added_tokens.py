@@ -6,9 +6,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from moe_jax.errors import UserError
+from moe_jax.models import read_chat_template, read_tokenizer
 from moe_jax.models.added_tokens import read_added_tokens
-from moe_jax.models.chat import read_chat_template, without_added_tokens
-from moe_jax.models.tokenizer import read_added, read_tokenizer
+from moe_jax.models.chat import without_added_tokens
+from moe_jax.models.tokenizer import read_added
 from tests.models import small_chats
 
 # Bytes and six special tokens in tokenizer.json: new ones begin at 262.

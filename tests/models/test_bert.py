@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.models import pretrained
-from moe_jax.models.bert import ACTIVATIONS, Encoder, EncoderConfig, attention
+from moe_jax.models import Encoder, EncoderConfig, pretrained
+from moe_jax.models.bert import ACTIVATIONS, attention
 from tests.models import small_encoders
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "encoder.npz"

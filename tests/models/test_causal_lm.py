@@ -12,10 +12,15 @@ from flax import nnx
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit
 from moe_jax.layers import ExpertOptions
-from moe_jax.models import causal_families
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig, RopeConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.causal_pretrained import load_lm, save_lm
+from moe_jax.models import (
+    CausalConfig,
+    CausalLM,
+    ExpertsConfig,
+    RopeConfig,
+    causal_families,
+    load_lm,
+    save_lm,
+)
 from tests.models import causal_oracle, small_causal
 
 IDS = np.random.RandomState(1).randint(0, 40, (2, 9))

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from moe_jax.models import load_lm, save_lm
 from moe_jax.models.causal_families import CAUSAL_FAMILIES
-from moe_jax.models.causal_pretrained import load_lm, save_lm
 from tests.models import small_causal
 
 pytestmark = [

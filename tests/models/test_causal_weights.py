@@ -10,9 +10,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from moe_jax.errors import UserError
-from moe_jax.models import causal_weights
+from moe_jax.models import causal_weights, load_lm, save_lm
 from moe_jax.models.causal_families import read_causal_config
-from moe_jax.models.causal_pretrained import load_lm, save_lm
 from moe_jax.models.tensor_files import FileTensors
 from tests.models import small_causal, small_files
 

@@ -9,7 +9,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from moe_jax.errors import UserError
-from moe_jax.models.chat import chat_template, read_chat_template, render, without_added_tokens
+from moe_jax.models import read_chat_template
+from moe_jax.models.chat import chat_template, render, without_added_tokens
 from tests.models import small_chats
 from tests.models.small_chats import TEMPLATES
 

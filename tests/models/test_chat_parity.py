@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from moe_jax.errors import UserError
-from moe_jax.models.chat import read_chat_template, render, without_added_tokens
-from moe_jax.models.tokenizer import read_tokenizer
+from moe_jax.models import read_chat_template, read_tokenizer
+from moe_jax.models.chat import render, without_added_tokens
 from tests.models import small_chats
 from tests.models.small_chats import TEMPLATES
 

@@ -7,12 +7,10 @@ import pytest
 
 from moe_jax.common.files import same, shown
 from moe_jax.errors import UserError
-from moe_jax.models.causal_config import RopeConfig
+from moe_jax.models import RopeConfig, load_language_model, load_lm, save_lm
 from moe_jax.models.causal_families import read_causal_config
-from moe_jax.models.causal_pretrained import load_lm, save_lm
 from moe_jax.models.config_fields import Fields
 from moe_jax.models.families import read_config
-from moe_jax.models.language_model import load_language_model
 from moe_jax.models.switch_config import read_switch_config
 from moe_jax.models.tokenizer import read_json
 from tests.models import small_causal, small_encoders, small_switch

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe_jax.models.digest import weights_digest
+from moe_jax.models import weights_digest
 
 
 class Two(nnx.Module):

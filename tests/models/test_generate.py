@@ -8,10 +8,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.generate import generate
-from moe_jax.models.sampling import SamplingConfig
+from moe_jax.models import CausalConfig, CausalLM, ExpertsConfig, SamplingConfig, generate
 from tests.edits import side_by_side
 
 PROMPTS = [[5, 7, 9, 11, 2], [3], [8, 1, 30]]

@@ -7,9 +7,7 @@ import pytest
 from flax import nnx
 
 from moe_jax.gating import GateConfig, RoutingEdit
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.generate import generate
+from moe_jax.models import CausalConfig, CausalLM, ExpertsConfig, generate
 from tests.edits import side_by_side
 
 GATE = GateConfig(num_experts=4, k=2, renormalise=True)

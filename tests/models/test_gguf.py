@@ -15,9 +15,8 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.models import gguf_file
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.causal_pretrained import DEFAULT_LM, PretrainedLM, load_lm, save_lm
+from moe_jax.models import CausalLM, PretrainedLM, gguf_file, load_lm, save_lm
+from moe_jax.models.causal_pretrained import DEFAULT_LM
 from moe_jax.models.gguf_file import halves_from_pairs
 from tests.models import small_causal
 

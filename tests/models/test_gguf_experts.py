@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.models import gguf_file
-from moe_jax.models.causal_pretrained import PretrainedLM, load_lm, save_lm
+from moe_jax.models import PretrainedLM, gguf_file, load_lm, save_lm
 from tests.models import small_causal
 from tests.models.small_experts_gguf import ARCHITECTURES, their_name, write
 from tests.models.test_gguf import in_pairs, q8_0

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from moe_jax.errors import UserError
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm
 from moe_jax.models.gguf_metadata import Metadata
 from moe_jax.models.gguf_tokenizer import read_gguf_tokenizer
 from tests.models import small_causal, small_experts_gguf

@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 
 from moe_jax.errors import UserError
-from moe_jax.models import hub_tokenizer, pretrained
-from moe_jax.models.tokenizer import read_tokenizer, special_ids
+from moe_jax.models import hub_tokenizer, pretrained, read_tokenizer
+from moe_jax.models.tokenizer import special_ids
 from tests.models import small_encoders
 
 TEXTS = ["the cat sat", " a\n\n ab  the", "\N{LATIN SMALL LETTER E WITH ACUTE}7", "</s>x<s>ab", ""]

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.models import pretrained
-from moe_jax.models.causal_pretrained import load_lm
+from moe_jax.models import load_lm, load_switch, pretrained
 from moe_jax.models.quantised import dequantised
-from moe_jax.models.switch_pretrained import load_switch
 from moe_jax.models.tensor_files import open_tensors
 from tests.models import small_causal, small_encoders, small_files, small_switch
 from tests.models.small_files import E4M3, E5M2, E8M0

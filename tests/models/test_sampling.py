@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moe_jax.errors import UserError
-from moe_jax.models.sampling import SamplingConfig, kept, sample
+from moe_jax.models import SamplingConfig
+from moe_jax.models.sampling import kept, sample
 
 
 def kept_by_loop(logits, top_k, top_p):

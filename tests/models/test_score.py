@@ -9,9 +9,7 @@ from flax import nnx
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
 from moe_jax.misrouting import interventions
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.score import score_options, score_text
+from moe_jax.models import CausalConfig, CausalLM, ExpertsConfig, score_options, score_text
 from tests.edits import side_by_side
 
 GATE = GateConfig(num_experts=4, k=2, renormalise=True)

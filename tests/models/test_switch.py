@@ -12,8 +12,8 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit
-from moe_jax.models.switch_config import SwitchConfig, read_switch_config
-from moe_jax.models.switch_pretrained import load_switch
+from moe_jax.models import SwitchConfig, load_switch
+from moe_jax.models.switch_config import read_switch_config
 from moe_jax.models.t5_attention import relative_buckets
 from tests.models import small_switch, switch_oracle
 

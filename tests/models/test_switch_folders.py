@@ -12,9 +12,8 @@ from tokenizers import Tokenizer, models
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig, RoutingEdit
-from moe_jax.models.switch_config import SwitchConfig, read_switch_config, write_switch_config
-from moe_jax.models.switch_generate import generate_switch
-from moe_jax.models.switch_pretrained import load_switch, save_switch
+from moe_jax.models import SwitchConfig, generate_switch, load_switch, save_switch
+from moe_jax.models.switch_config import read_switch_config, write_switch_config
 from tests.models import small_switch, switch_oracle
 
 

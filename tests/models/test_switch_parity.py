@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.models.generate import ReadRouting
-from moe_jax.models.switch_generate import generate_switch
-from moe_jax.models.switch_pretrained import load_switch, save_switch
+from moe_jax.models import ReadRouting, generate_switch, load_switch, save_switch
 from moe_jax.models.t5_attention import relative_buckets
 from tests.models import small_switch
 

@@ -8,9 +8,7 @@ from flax import nnx
 
 from moe_jax.errors import UserError
 from moe_jax.gating import GateConfig
-from moe_jax.models.causal_config import CausalConfig, ExpertsConfig
-from moe_jax.models.causal_lm import CausalLM
-from moe_jax.models.upcycle import upcycle
+from moe_jax.models import CausalConfig, CausalLM, ExpertsConfig, upcycle
 
 IDS = jnp.asarray(np.random.RandomState(0).randint(0, 40, (2, 8)))
 

@@ -7,11 +7,7 @@ from flax import nnx
 
 from moe_jax.gating import GateConfig
 from moe_jax.layers import MoE
-from moe_jax.models.causal_pretrained import load_lm
-from moe_jax.models.generate import generate
-from moe_jax.models.sampling import SamplingConfig
-from moe_jax.models.switch_generate import generate_switch
-from moe_jax.models.switch_pretrained import load_switch
+from moe_jax.models import SamplingConfig, generate, generate_switch, load_lm, load_switch
 from tests.misrouting import small_lm, small_switch_lm
 
 IDS = [[4, 5, 6, 1], [7, 1]]

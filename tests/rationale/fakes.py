@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_jax.rationale.results import Assessment, LabelScores, MethodScores, TextRationale
+from moe_jax.rationale import Assessment, LabelScores, MethodScores, TextRationale
 
 SUBJECTS = {
     "cheese": ["cheddar ripens in cool caves for a year", "the curd is cut, salted and pressed"],

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_jax.rationale import metrics
-from moe_jax.rationale.assess import assess, flat, from_json, to_json
-from moe_jax.rationale.results import TextRationale
+from moe_jax.rationale import TextRationale, assess, flat, metrics
+from moe_jax.rationale.assess import from_json, to_json
 
 LABELS = ["cheese", "volcanoes", "airlines"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from configs import rationale, rationale_wikipedia
 from moe_jax.errors import UserError
-from moe_jax.rationale.config import LossWeights, RationaleConfig
+from moe_jax.rationale import LossWeights, RationaleConfig
 
 
 @pytest.mark.parametrize("module", [rationale, rationale_wikipedia])

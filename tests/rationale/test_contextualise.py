@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_jax.errors import UserError
-from moe_jax.models import pretrained
-from moe_jax.models.encode import Tokenised, tokenise
+from moe_jax.models import Tokenised, pretrained, tokenise
 from moe_jax.models.tokenizer import special_ids
+from moe_jax.rationale import ContextConfig
 from moe_jax.rationale import contextualise as module
-from moe_jax.rationale.config import ContextConfig
 from moe_jax.rationale.contextualise import contextualise, pieces
 from moe_jax.rationale.windows import spans
 from tests.models import small_encoders

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from moe_jax.rationale import TextRationale
 from moe_jax.rationale.display import display_spans, factor_names, keys_of, label_colours, names_of
-from moe_jax.rationale.results import TextRationale
 from moe_jax.reports.tokens import check_spans
 from tests.rationale import fakes
 from tests.reports.reading import HOSTILE

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
-from moe_jax.rationale import eraser
-from moe_jax.rationale.results import TextRationale
+from moe_jax.rationale import TextRationale, eraser
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "eraser.json"
 

@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from moe_jax.errors import UserError
-from moe_jax.rationale import explain
-from moe_jax.rationale.results import TextRationale
-from moe_jax.reports.escape import visible
+from moe_jax.rationale import TextRationale, explain
+from moe_jax.reports import visible
 from tests.rationale import fakes
 from tests.reports.reading import HOSTILE, Page
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from moe_jax.rationale import TextRationale
 from moe_jax.rationale.faithfulness import faithfulness
-from moe_jax.rationale.results import TextRationale
 
 
 def text(probs):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.rationale.config import ModelConfig
-from moe_jax.rationale.model import RationaleModel
+from moe_jax.rationale import ModelConfig, RationaleModel
 
 D, TARGET, VOCAB, LENGTHS = 6, 5, 9, (7, 4, 1)
 S = max(LENGTHS)

@@ -16,7 +16,7 @@ from moe_jax.rationale import report_sections as sections
 from moe_jax.rationale.assess import from_json
 from moe_jax.rationale.explain import stored_names
 from moe_jax.rationale.report import print_summary, render_report, write_report
-from moe_jax.reports.escape import visible
+from moe_jax.reports import visible
 from tests.rationale import fakes
 from tests.reports.reading import HOSTILE, Page
 

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.data.corpus import CorpusConfig
-from moe_jax.data.types import Example
+from moe_jax.data import CorpusConfig, Example
 from moe_jax.errors import UserError
 from moe_jax.models import pretrained
-from moe_jax.rationale.config import ContextConfig, LossWeights, ModelConfig, RationaleConfig
-from moe_jax.rationale.task import RationaleTask
-from moe_jax.training.checkpoint import restore_model
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.rationale import (
+    ContextConfig,
+    LossWeights,
+    ModelConfig,
+    RationaleConfig,
+    RationaleTask,
+)
+from moe_jax.training import TrainConfig, restore_model, train
 from tests.models import small_encoders
 
 

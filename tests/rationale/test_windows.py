@@ -7,10 +7,8 @@ import pytest
 from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from moe_jax.models.bert import Encoder, EncoderConfig
-from moe_jax.models.encode import Tokenised
-from moe_jax.models.pretrained import Pretrained
-from moe_jax.rationale.config import ContextConfig
+from moe_jax.models import Encoder, EncoderConfig, Pretrained, Tokenised
+from moe_jax.rationale import ContextConfig
 from moe_jax.rationale.contextualise import contextualise
 from moe_jax.rationale.windows import spans, window_states
 

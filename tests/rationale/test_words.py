@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_jax.rationale.results import TextRationale
+from moe_jax.rationale import TextRationale
 from moe_jax.rationale.words import typical_words, words
 
 

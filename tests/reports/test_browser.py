@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from moe_jax.rationale.explain import as_page
+from moe_jax.rationale import as_page
 from moe_jax.rationale.report import render_report
-from moe_jax.reports.escape import visible
+from moe_jax.reports import visible
 from tests.rationale import fakes
 from tests.reports.reading import HOSTILE
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_jax.reports import Section, one_line, render_page, swatch, visible
 from moe_jax.reports.chart_parts import HUES, every, ticks_with_zero
 from moe_jax.reports.charts import (
     RoutedToken,
@@ -20,10 +21,7 @@ from moe_jax.reports.charts import (
     interval_scatter,
     routed_text,
 )
-from moe_jax.reports.escape import one_line, visible
 from moe_jax.reports.label_places import Box, place_labels
-from moe_jax.reports.page import Section, render_page
-from moe_jax.reports.palette import swatch
 from tests.reports.reading import HOSTILE, Page
 
 NAN = math.nan

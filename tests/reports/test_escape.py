@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.reports.escape import one_line, visible
+from moe_jax.reports import one_line, visible
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import re
 import pytest
 from markupsafe import Markup
 
-from moe_jax.reports import page
-from moe_jax.reports.page import Cell, Column, Section, render_page, table
+from moe_jax.reports import Cell, Column, Section, page, render_page, table
 from tests.reports.reading import HOSTILE, Page
 
 

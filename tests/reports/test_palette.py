@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from moe_jax.reports import palette
-from moe_jax.reports.palette import PALETTE, contrast
+from moe_jax.reports import PALETTE, palette
+from moe_jax.reports.palette import contrast
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
 EYES = {

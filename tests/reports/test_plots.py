@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from moe_jax.reports.plots import Bar, bar_chart, line_chart, nice_ticks, thin, tick_labels
+from moe_jax.reports import Bar, bar_chart, line_chart
+from moe_jax.reports.plots import nice_ticks, thin, tick_labels
 from tests.reports.reading import Page
 
 

@@ -6,10 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from moe_jax.reports.escape import visible
-from moe_jax.reports.page import Column
-from moe_jax.reports.terminal import coloured_text, factor_chip, legend, show_table, shows_colour
-from moe_jax.reports.tokens import Key, Span
+from moe_jax.reports import Column, Key, Span, coloured_text, show_table, visible
+from moe_jax.reports.terminal import factor_chip, legend, shows_colour
 from tests.reports.reading import HOSTILE
 
 NAMES = ["cheese", "factor 1", "popes"]

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.reports.escape import visible
-from moe_jax.reports.tokens import Key, Span, legend_html, text_html
+from moe_jax.reports import Key, Span, legend_html, text_html, visible
 from tests.reports.reading import HOSTILE, Page
 
 

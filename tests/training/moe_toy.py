@@ -12,13 +12,12 @@ from flax import nnx
 
 from launch._systems import System
 from moe_jax import losses
-from moe_jax.common.checks import nested
-from moe_jax.data.batches import batches
+from moe_jax.common import nested
+from moe_jax.data import batches
 from moe_jax.gating import GateConfig, dropped
 from moe_jax.layers import MoE
-from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training import MeshConfig, Task, TrainConfig
 from moe_jax.training.mesh import batch_axes
-from moe_jax.training.task import Task
 
 WIDTH, BATCH = 8, 64
 

@@ -20,16 +20,9 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.training import checkpoint
+from moe_jax.training import DamagedCheckpointWarning, TrainConfig, checkpoint, restore_model, train
 from moe_jax.training import saver as saver_module
-from moe_jax.training.checkpoint import (
-    DamagedCheckpointWarning,
-    list_steps,
-    newest,
-    restore_model,
-)
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.training.checkpoint import list_steps, newest
 from moe_jax.training.retention import Retention
 from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, first_state

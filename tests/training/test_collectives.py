@@ -15,10 +15,9 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 from moe_kernels import moe_ffn_expert_parallel
 
+from moe_jax.training import Collective, MeshConfig, TrainConfig, collectives, dry_run
 from moe_jax.training import mesh as meshes
-from moe_jax.training.collectives import Collective, collectives, compiled_bytes, total_sent
-from moe_jax.training.config import MeshConfig, TrainConfig
-from moe_jax.training.dry_run import dry_run
+from moe_jax.training.collectives import compiled_bytes, total_sent
 from tests.training.moe_toy import BATCH, WIDTH, MoETask
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
-from moe_jax.common.schema import first_difference, from_json, to_json
+from moe_jax.common import from_json, to_json
+from moe_jax.common.schema import first_difference
 from moe_jax.errors import UserError
+from moe_jax.training import TrainConfig
 from moe_jax.training import workdir as folders
-from moe_jax.training.config import TrainConfig
 from tests.training import toy
 
 

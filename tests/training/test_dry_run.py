@@ -11,11 +11,10 @@ from rich.console import Console
 
 from launch._dry_run_table import print_dry_run, size_text
 from moe_jax.errors import UserError
+from moe_jax.training import MeshConfig, TrainConfig, dry_run, make_mesh
 from moe_jax.training import mesh as meshes
-from moe_jax.training.config import MeshConfig, TrainConfig
-from moe_jax.training.dry_run import dry_run
 from moe_jax.training.layout import Layout, spread
-from moe_jax.training.mesh import make_mesh, place_batch
+from moe_jax.training.mesh import place_batch
 from moe_jax.training.state import Parts, first_state
 from moe_jax.training.step import make_optimizer
 from tests.training.moe_toy import MoETask

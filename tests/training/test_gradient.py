@@ -9,13 +9,11 @@ import pytest
 from flax import nnx
 
 from moe_jax.errors import UserError
-from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training import MeshConfig, Task, TrainConfig, make_mesh
 from moe_jax.training.gradient import make_gradient
 from moe_jax.training.layout import Layout
-from moe_jax.training.mesh import make_mesh
 from moe_jax.training.state import Parts, first_state
 from moe_jax.training.step import compile_step, make_optimizer
-from moe_jax.training.task import Task
 from tests.training.moe_toy import MoETask
 
 

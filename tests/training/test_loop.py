@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.common.interrupt import Interrupted, Interrupts
+from moe_jax.common import Interrupted, Interrupts
 from moe_jax.errors import UserError
+from moe_jax.training import Diverged, TrainConfig, make_mesh, restore_model, train
 from moe_jax.training import workdir as folders
-from moe_jax.training.checkpoint import list_steps, restore_model
-from moe_jax.training.config import TrainConfig
+from moe_jax.training.checkpoint import list_steps
 from moe_jax.training.layout import Layout
-from moe_jax.training.loop import Diverged, train
-from moe_jax.training.mesh import make_mesh
 from moe_jax.training.state import Parts, first_state, streams
 from moe_jax.training.step import make_optimizer, make_step
 from tests.training import toy

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from moe_jax.errors import UserError
-from moe_jax.training.config import MeshConfig
-from moe_jax.training.mesh import AXES, batch_axes, make_mesh, mesh_sizes, param_spec, place_batch
+from moe_jax.training import MeshConfig, make_mesh
+from moe_jax.training.mesh import AXES, batch_axes, mesh_sizes, param_spec, place_batch
 
 
 def abstract(data=1, fsdp=1, expert=1):

@@ -12,11 +12,9 @@ from flax import nnx
 
 from moe_jax import losses
 from moe_jax.errors import UserError
-from moe_jax.training import checkpoint, mesh
-from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training import MeshConfig, TrainConfig, checkpoint, make_mesh, mesh, train
 from moe_jax.training.layout import Layout, whole_copies
-from moe_jax.training.loop import train
-from moe_jax.training.mesh import batch_axes, make_mesh, place_batch
+from moe_jax.training.mesh import batch_axes, place_batch
 from moe_jax.training.retention import Retention
 from moe_jax.training.saver import RunRecord, Saver
 from moe_jax.training.state import Parts, first_state, own, streams

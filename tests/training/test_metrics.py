@@ -10,8 +10,7 @@ import pytest
 
 from moe_jax.common import files
 from moe_jax.errors import UserError
-from moe_jax.training import metrics
-from moe_jax.training.config import TrainConfig
+from moe_jax.training import TrainConfig, metrics
 from moe_jax.training.evaluation import read_evaluation, write_evaluation
 
 

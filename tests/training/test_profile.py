@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.training.config import MeshConfig, TrainConfig
-from moe_jax.training.loop import train
-from moe_jax.training.profile import ProfileSteps
+from moe_jax.training import MeshConfig, ProfileSteps, TrainConfig, train
 from tests.training import toy
 from tests.training.moe_toy import Wrapped
 

@@ -16,12 +16,10 @@ from hypothesis import given
 from launch import _cli as cli
 from launch import _systems as systems
 from launch import evaluate
-from moe_jax.common.interrupt import Interrupted
+from moe_jax.common import Interrupted
 from moe_jax.errors import UserError
-from moe_jax.training import checkpoint
-from moe_jax.training.checkpoint import list_steps, restore_model_at
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.training import TrainConfig, checkpoint, restore_model_at, train
+from moe_jax.training.checkpoint import list_steps
 from moe_jax.training.retention import Best, Retention
 from tests.training import toy
 

@@ -6,9 +6,7 @@ import shutil
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.profile import ProfileSteps
-from moe_jax.training.run import Evaluation, evaluate, run
+from moe_jax.training import Evaluation, ProfileSteps, TrainConfig, evaluate, run
 from tests.training import toy
 
 

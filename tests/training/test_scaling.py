@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.training.collectives import Collective
+from moe_jax.training import Collective
 
 PATH = Path(__file__).resolve().parents[2] / "scripts" / "scaling.py"
 

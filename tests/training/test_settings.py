@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import UserError
-from moe_jax.training import seal, settings
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.training import TrainConfig, seal, settings, train
 from tests.training import toy
 
 CONFIG = TrainConfig(steps=4, checkpoint_every=2, log_every=2)

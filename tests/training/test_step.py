@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training import MeshConfig, TrainConfig, make_mesh
 from moe_jax.training.layout import Layout
-from moe_jax.training.mesh import make_mesh
 from moe_jax.training.state import Parts, first_state, streams
 from moe_jax.training.step import clipped, make_optimizer, make_schedule, make_step
 from tests.training import toy

@@ -11,10 +11,9 @@ import numpy as np
 from flax import nnx
 
 from launch._systems import System
-from moe_jax.common.checks import joined, nested, whole
-from moe_jax.data.batches import batches
-from moe_jax.training.config import TrainConfig
-from moe_jax.training.task import Task
+from moe_jax.common import joined, nested, whole
+from moe_jax.data import batches
+from moe_jax.training import Task, TrainConfig
 
 FEATURES, CLASSES = 6, 3
 
