@@ -269,10 +269,10 @@ def _default(field: dataclasses.Field) -> Any:
 
 def _shown(value: Any) -> str:
     """A default as one would write it; "" for one that says nothing."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None or value == "":
+    if value is None or value is False or value == "":
         return ""
+    if value is True:
+        return "true"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).replace("\n", "\\n").replace("\t", "\\t")

@@ -38,7 +38,7 @@ class TrainFlags:
         that all of them can reach.
       num_processes: how many processes there are.
       process_id: which of them this is, from 0.
-      timeout: how long to wait for the others, or for a sign of life of one (default 120).
+      timeout: how long to wait for the others, or for a sign of life of one (120).
       profile_steps: trace the steps A to B into DIR/profile, for XProf or TensorBoard.
       debug_nans: stop where the first NaN arises, with a traceback (slow).
     """

@@ -60,7 +60,7 @@ def train(
       Diverged: `max_bad_steps` steps in a row were not finite; says where.
       Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint left.
     """
-    config.validate()
+    config.validate("train")
     workdir = local_path(workdir, "workdir")
     with hosts.first_holds(folders.lock(workdir)):
         hosts.check_alike(to_json(config))

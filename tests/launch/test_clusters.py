@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from launch import _configs
+from moe_jax.misrouting.config import MisroutingConfig
 from tests.training.moe_toy import MoEToyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +251,8 @@ def test_the_page_names_flags_that_exist():
             used |= set(re.findall(r"(?<![\w-])--(\w+)(?![\w.])", line))
     assert used - {"no", "require"} <= known | {"config"}
     fields = set(re.findall(r"--config\.([\w.]+)=", TEXT))
-    assert fields <= set(_configs.field_paths(MoEToyConfig()))
+    known = {*_configs.field_paths(MoEToyConfig()), *_configs.field_paths(MisroutingConfig())}
+    assert fields <= known
 
 
 def test_the_page_shell_parses():

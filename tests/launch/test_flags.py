@@ -170,11 +170,11 @@ def test_help_has_every_flag_with_its_default(flags, capsys):
     for line in (
         "  --text=TEXT          what comes between (default \\n)",
         "  --count=N            how many, and no more: not one (default 16)",
-        "  --[no]chat           ask as in a chat (default false)",
+        "  --[no]chat           ask as in a chat",
         "  --kind=text|html     of the page (default text)",
         "  --names=TEXT,...     of the conditions (default zero,mean)",
         "  --weights=X,...      of the levels",
-        "  --devices[=DEVICES]  here, or on so many (default false)",
+        "  --devices[=DEVICES]  here, or on so many",
         "  --steps=A:B          to trace",
         "  --folder=DIR         where to (default here)",
         "  --output=FILE        where to",
