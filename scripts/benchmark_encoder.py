@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from None
     if len(left) > 1:
         raise UserError(f"{left[1]!r}: not a flag; flags are written --name=value")
-    encoder = pretrained.load(_ENCODER.value)
+    encoder = pretrained.load_encoder(_ENCODER.value)
     pieces = random_pieces(encoder.config)
     tokens = sum(len(ids) for ids in pieces.ids)
     runs: dict[str, Callable[[], None]] = {

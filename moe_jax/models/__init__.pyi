@@ -22,7 +22,8 @@ from .generate import ReadRouting as ReadRouting
 from .generate import generate as generate
 from .language_model import load_language_model as load_language_model
 from .pretrained import DEFAULT_ENCODER as DEFAULT_ENCODER
-from .pretrained import Pretrained as Pretrained
+from .pretrained import PretrainedEncoder as PretrainedEncoder
+from .pretrained import load_encoder as load_encoder
 from .sampling import SamplingConfig as SamplingConfig
 from .score import OptionScores as OptionScores
 from .score import TextScore as TextScore

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from moe_jax.errors import UserError
 from moe_jax.models.packing import Layout, Span, layouts, windows
-from moe_jax.models.pretrained import Pretrained
+from moe_jax.models.pretrained import PretrainedEncoder
 from moe_jax.models.tokenizer import encode_text, special_ids
 
 # (done, total) in tokens, those in two windows counted twice; called after every batch.
@@ -66,7 +66,7 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenised:
 
 
 def token_states(
-    pretrained: Pretrained,
+    pretrained: PretrainedEncoder,
     pieces: Tokenised,
     layer: int | Sequence[int] = -1,
     *,
@@ -107,7 +107,7 @@ def token_states(
 
 
 def sentence_embeddings(
-    pretrained: Pretrained, texts: Sequence[str], *, progress: Progress | None = None
+    pretrained: PretrainedEncoder, texts: Sequence[str], *, progress: Progress | None = None
 ) -> Float[np.ndarray, "b d"]:
     """One unit vector for each text, as Sentence-BERT makes it.
 
@@ -149,7 +149,7 @@ def _layers(layer: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
 
 
 def _run(
-    pretrained: Pretrained,
+    pretrained: PretrainedEncoder,
     ids: Sequence[np.ndarray],
     layers: tuple[int, ...],
     progress: Progress | None,

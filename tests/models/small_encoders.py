@@ -16,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from moe_jax.models import Pretrained
+from moe_jax.models import PretrainedEncoder
 
 VOCAB = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcde"))
 POSITIONS = 24
@@ -135,7 +135,7 @@ def _states(graphdef, state, ids_bs, where_bs):
     return nnx.merge(graphdef, state)(ids_bs, where_bs)
 
 
-def states(pretrained: Pretrained, ids: Sequence[int]) -> np.ndarray:
+def states(pretrained: PretrainedEncoder, ids: Sequence[int]) -> np.ndarray:
     """[s d] last states of one text, special tokens given, by the model's plain call.
 
     Padded to the longest length, so that one program is enough.

@@ -19,7 +19,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "encoder.npz"
 @pytest.mark.parametrize("name", small_encoders.CONFIGS)
 def test_states_of_every_layer_are_those_of_the_original_code(name, tmp_path):
     config = small_encoders.CONFIGS[name]
-    model = pretrained.load(str(small_encoders.write(tmp_path, config))).model
+    model = pretrained.load_encoder(str(small_encoders.write(tmp_path, config))).model
     ids, where, types = small_encoders.inputs(config)
     with np.load(GOLDEN) as golden:
         wanted = golden[name]
@@ -106,7 +106,7 @@ def test_gradients_are_finite_even_for_a_row_of_padding_only(small):
 
 
 def test_half_precision_computes_close_to_float32(small):
-    half = pretrained.load(small.name, dtype="bfloat16")
+    half = pretrained.load_encoder(small.name, dtype="bfloat16")
     ids = [2, *range(5, 20), 3]
     difference = np.abs(small_encoders.states(half, ids) - small_encoders.states(small, ids))
     assert 0 < difference.max() < 0.2

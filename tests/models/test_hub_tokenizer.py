@@ -84,7 +84,7 @@ def test_an_encoder_with_vocabulary_and_merges(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     for name, content in BYTES.items():
         (tmp_path / name).write_text(content)
-    found = pretrained.load(str(tmp_path))
+    found = pretrained.load_encoder(str(tmp_path))
     assert special_ids(found.tokenizer) == ([0], [2])
     encoded = found.tokenizer.encode("ab  ab", add_special_tokens=False)
     assert encoded.ids == [7, 6, 8]

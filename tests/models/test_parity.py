@@ -60,7 +60,7 @@ def test_random_models_of_every_architecture(name, seed, tmp_path):
     config = random_config(name, seed)
     theirs = torch_model(config)
     weights = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    ours = pretrained.load(str(small_encoders.write(tmp_path, config, weights)))
+    ours = pretrained.load_encoder(str(small_encoders.write(tmp_path, config, weights)))
     pieces = encode.tokenise(ours.tokenizer, TEXTS)
     rows = [[2, *ids, 3] for ids in pieces.ids]
     ids_bs = np.full((len(rows), max(map(len, rows))), config["pad_token_id"])

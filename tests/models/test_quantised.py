@@ -219,10 +219,10 @@ def test_encoders_and_switch_transformers_too(tmp_path):
     weights = small_encoders.tensors(small_encoders.CONFIGS["bert"])
     config = small_encoders.CONFIGS["bert"]
     bert = small_encoders.write(tmp_path / "bert", config, weights | {name: np.ones((24, 40), int)})
-    fails(bert, f"{name} is of dtype I64", load=lambda f: pretrained.load(str(f)))
+    fails(bert, f"{name} is of dtype I64", load=lambda f: pretrained.load_encoder(str(f)))
     quantised = weights | {f"{name}.absmax": np.ones(3, np.uint8)}
     small_encoders.write(bert, config | how, quantised)
-    fails(bert, "quantised, quant_method='bits", load=lambda f: pretrained.load(str(f)))
+    fails(bert, "quantised, quant_method='bits", load=lambda f: pretrained.load_encoder(str(f)))
     config, name = small_switch.CONFIGS["base"], "decoder.final_layer_norm.weight"
     weights = small_switch.tensors(config)
     folder = small_switch.write(tmp_path / "t5", config, weights | {name: np.ones(20, np.int8)})

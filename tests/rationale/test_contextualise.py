@@ -21,7 +21,9 @@ TEXTS = ["a b ca d e f ga b c d j", "", "h", "ab cd ef gh i j aa", "j i h g"]
 def small(tmp_path_factory):
     """A random BERT with 24 positions."""
     folder = tmp_path_factory.mktemp("encoder") / "bert"
-    return pretrained.load(str(small_encoders.write(folder, small_encoders.CONFIGS["bert"])))
+    return pretrained.load_encoder(
+        str(small_encoders.write(folder, small_encoders.CONFIGS["bert"]))
+    )
 
 
 @pytest.fixture(scope="module")

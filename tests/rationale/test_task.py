@@ -28,7 +28,7 @@ def encoder(tmp_path_factory):
     """A random BERT with 24 positions, and its folder."""
     folder = tmp_path_factory.mktemp("encoder") / "bert"
     small_encoders.write(folder, small_encoders.CONFIGS["bert"])
-    return pretrained.load(str(folder))
+    return pretrained.load_encoder(str(folder))
 
 
 def _records(num, rng, labelled=True):

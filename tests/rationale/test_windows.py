@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from moe_jax.models import Encoder, EncoderConfig, Pretrained, Tokenised
+from moe_jax.models import Encoder, EncoderConfig, PretrainedEncoder, Tokenised
 from moe_jax.rationale import ContextConfig
 from moe_jax.rationale.contextualise import contextualise
 from moe_jax.rationale.windows import spans, window_states
@@ -16,7 +16,7 @@ PREFIX, SUFFIX = (1,), (2,)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Pretrained:
+def tiny() -> PretrainedEncoder:
     """A random encoder of two layers, with a tokenizer of single letters."""
     vocab = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3}
     vocab |= {letter: 4 + i for i, letter in enumerate("abcdefghijklmnop")}
@@ -29,7 +29,7 @@ def tiny() -> Pretrained:
         vocab_size=20, d_model=8, num_layers=2, num_heads=2, d_ff=16, num_positions=32
     )
     model = Encoder(config, rngs=nnx.Rngs(0))
-    return Pretrained(model, tokenizer, config, "tiny")
+    return PretrainedEncoder(model, tokenizer, config, "tiny")
 
 
 def tokens(*lengths: int) -> Tokenised:
