@@ -1,15 +1,18 @@
 """Compiled programs, kept on disk: the next process with the same ones need not compile them."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
+import shutil
 import warnings
 from pathlib import Path
 
 LARGEST = 1 << 30
 """Bytes that the programs of one kind of machine may take."""
 
+_ROOM = 64 << 20  # bytes that must be free
 _OFF = ("0", "false", "f", "no", "n", "off")
 
 
@@ -64,6 +67,8 @@ def _folder() -> Path:
         raise PermissionError(None, reason, str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(None, "it can't be written to", str(folder))
+    if shutil.disk_usage(folder).free < _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     return folder
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -125,6 +126,13 @@ def test_a_folder_that_others_can_change_is_not_used(updated, tmp_path):
 def test_a_folder_that_cannot_be_made_is_no_error(updated, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.warns(UserWarning, match="compiled programs can't be kept: .*Not a directory"):
+        cache.keep_programs()
+    assert updated == {}
+
+
+def test_a_full_disk_is_no_error(updated, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    with pytest.warns(UserWarning, match="compiled programs can't be kept: .*No space left"):
         cache.keep_programs()
     assert updated == {}
 
