@@ -41,29 +41,19 @@ class RationaleTask(Task):
 
     Args:
       config: validated here.
-      pretrained: the encoder; None loads `config.context.encoder` when it is first needed.
+      pretrained: the encoder; None loads `config.context.encoder`.
 
     Raises:
-      UserError: a bad config; later, the encoder can't be loaded.
+      UserError: a bad config; the encoder can't be loaded.
     """
 
     def __init__(self, config: RationaleConfig, pretrained: PretrainedEncoder | None = None):
         config.validate()
         self.config = config
-        self._given = pretrained
+        # Not when it is first needed: that may be under a trace.
+        self.pretrained = pretrained or load_encoder(config.context.encoder)
+        self._forward = Forward(config, self.pretrained)
         self._last: tuple[nnx.Module, Assessment] | None = None
-
-    @functools.cached_property
-    def pretrained(self) -> PretrainedEncoder:
-        """The encoder with its tokenizer."""
-        # `init` may be the first to ask, and it runs under `nnx.eval_shape`.
-        with jax.ensure_compile_time_eval():
-            return self._given or load_encoder(self.config.context.encoder)
-
-    @functools.cached_property
-    def _forward(self) -> Forward:
-        with jax.ensure_compile_time_eval():
-            return Forward(self.config, self.pretrained)
 
     # Task
 
