@@ -155,7 +155,9 @@ def test_flags_from_files(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--help"], ["-h"], ["--count=x", "--helpfull"]])
-def test_help_has_every_flag_with_its_default(flags, capsys):
+def test_help_has_every_flag_with_its_default(flags, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
     def main(argv):
         _flags.parse(argv, Everything, "\nThe script's text.\n")
 

@@ -214,7 +214,8 @@ def test_a_config_can_take_a_text(tmp_path):
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 @pytest.mark.parametrize("main", [train.main, evaluate.main])
-def test_help_is_short(main, argv, capsys):
+def test_help_is_short(main, argv, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert launch(main, *argv) == 0
     text = capsys.readouterr().out
     assert "python launch/" in text
