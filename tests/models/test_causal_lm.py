@@ -292,10 +292,16 @@ def test_a_model_that_no_architecture_has(tmp_path):
 
 def test_options_of_the_experts_reach_the_layers_and_no_file(tmp_path):
     options = ExpertOptions(backend="reference", recompute=True)
-    model = moe(gate=GateConfig(num_experts=4, k=1), options=options)
-    assert [model.layers[i].ffn.options for i in (0, 2)] == [options, options]
+    gate = GateConfig(num_experts=4, k=2)
+    experts = ExpertsConfig(gate=gate, d_expert=16, options=options)
+    config = CausalConfig(vocab_size=40, d_model=24, num_layers=2, qk_norm="all", experts=experts)
+    model = CausalLM(config, rngs=nnx.Rngs(0))
+    assert [layer.ffn.options for layer in model.layers] == [options, options]
     save_lm(model, tmp_path / "a")
-    assert load_lm(tmp_path / "a").config.experts.options == ExpertOptions()
+    raw = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert "options" not in str(raw)
+    read, _ = causal_families.read_causal_config(raw, "x")
+    assert read.experts.options == ExpertOptions()
     with pytest.raises(UserError, match=r"experts\.options\.backend='cuda': must be one of"):
         moe(gate=GateConfig(num_experts=4, k=1), options=ExpertOptions(backend="cuda"))
 
