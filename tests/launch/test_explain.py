@@ -11,9 +11,9 @@ import pytest
 from launch import _cli as cli
 from launch import _systems as systems
 from launch import explain as script
+from moe_jax import training
 from moe_jax.errors import UserError
 from moe_jax.rationale import TextRationale
-from moe_jax.training import checkpoint
 from tests.reports.reading import Page
 
 
@@ -47,7 +47,7 @@ def workdir(tmp_path, monkeypatch):
     config = SimpleNamespace(system="rationale")
     monkeypatch.setattr(systems, "load_config", lambda path: config)
     monkeypatch.setattr(systems, "make_task", lambda config: task)
-    monkeypatch.setattr(checkpoint, "restore_model_at", lambda task, path, which: ("the model", 3))
+    monkeypatch.setattr(training, "restore_model_at", lambda task, path, which: ("the model", 3))
     return folder
 
 
@@ -144,7 +144,7 @@ def test_a_run_without_a_checkpoint(workdir, monkeypatch, capsys):
     def none(task, path, which):
         raise UserError(f"{path}: there is no checkpoint; train first")
 
-    monkeypatch.setattr(checkpoint, "restore_model_at", none)
+    monkeypatch.setattr(training, "restore_model_at", none)
     give(monkeypatch, b"a")
     target = workdir / "out.html"
     assert call(f"--workdir={workdir}", "--format=html", f"--output={target}") == 2
