@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch import _cache as cache
 from launch import _cli as cli
+from launch import _memory as memory
 from launch import _systems as systems
 from moe_jax.common import File, FlagText, Folder
 from moe_jax.errors import UserError
@@ -77,4 +78,4 @@ def _texts(path: Path | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, cache.keep_programs))
+    sys.exit(cli.run(main, sys.argv, memory.collect_seldom, cache.keep_programs))

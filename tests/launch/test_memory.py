@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 
 import moe_kernels
@@ -30,3 +31,13 @@ def test_the_heap_is_kept_where_jax_runs_on_cpu(monkeypatch, platforms, installe
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert memory.keep_heap_on_cpu() == kept
     assert calls == [1] * kept
+
+
+def test_cycles_are_looked_for_seldom_but_still():
+    before = gc.get_threshold()
+    try:
+        memory.collect_seldom()
+        assert gc.get_threshold() == (100_000, *before[1:])
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
