@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
@@ -199,7 +198,7 @@ def build(
     # Tied models may carry the output layer all the same: equal, as with_own_output saw.
     check_names(wanted, there, where, ignored=[_OUT] if config.tie_embeddings else [])
     return from_tensors(
-        lambda: CausalLM(config, rngs=nnx.Rngs(0)), table, read, where, param_dtype=param_dtype
+        lambda rngs: CausalLM(config, rngs=rngs), table, read, where, param_dtype=param_dtype
     )
 
 

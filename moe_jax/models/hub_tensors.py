@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
+from moe_jax.models.shapes import shapes_of
 from moe_jax.models.tensor_files import FileTensors, Index, Tensors
 
 Path = tuple[Any, ...]
@@ -130,7 +131,7 @@ def check_names(
 
 
 def from_tensors(
-    make: Callable[[], Model],
+    make: Callable[[nnx.Rngs], Model],
     table: Mapping[Path, Source],
     read: Callable[[str], np.ndarray],
     where: str,
@@ -140,7 +141,7 @@ def from_tensors(
     """The model that `make` gives, with the values of tensors.
 
     Args:
-      make: called for its shapes alone.
+      make: called for its shapes alone (`shapes_of`).
       table: for each parameter, what it is made of.
       read: gives the tensor of a name.
       where: the folder, for messages.
@@ -149,7 +150,7 @@ def from_tensors(
     Raises:
       UserError: a tensor has another shape than the config says.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(make))
+    graphdef, state = nnx.split(shapes_of(make))
     leaves = []
     for path, leaf in nnx.to_flat_state(state):
         full = bool(leaf.get_metadata().get("full_precision", False))

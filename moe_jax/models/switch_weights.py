@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import DTypeLike
 
 from moe_jax.errors import UserError
@@ -113,7 +112,7 @@ def build(
     wanted = {name for source in table.values() for name in source.names}
     check_names(wanted, found, where, ignored=(SHARED, _ENCODER, _DECODER, _OUT))
     return from_tensors(
-        lambda: SwitchTransformer(config, rngs=nnx.Rngs(0)),
+        lambda rngs: SwitchTransformer(config, rngs=rngs),
         table,
         read,
         where,

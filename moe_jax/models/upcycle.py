@@ -9,6 +9,7 @@ from jaxtyping import Array
 from moe_jax.errors import UserError
 from moe_jax.models.causal_config import ExpertsConfig
 from moe_jax.models.causal_lm import CausalLM
+from moe_jax.models.shapes import shapes_of
 
 # The experts' arrays, and the dense layer's that each expert is a copy of.
 _COPIES = {"w_in_edf": "w_in_df", "w_gate_edf": "w_gate_df", "w_out_efd": "w_out_fd"}
@@ -38,7 +39,7 @@ def upcycle(model: CausalLM, experts: ExpertsConfig, *, rngs: nnx.Rngs) -> Causa
     """
     _check(model, experts)
     config = dataclasses.replace(model.config, experts=experts)
-    graphdef, fresh = nnx.split(nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0))))
+    graphdef, fresh = nnx.split(shapes_of(lambda rngs: CausalLM(config, rngs=rngs)))
     old = dict(nnx.to_flat_state(nnx.state(model)))
     init = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
     leaves = []
@@ -48,6 +49,8 @@ def upcycle(model: CausalLM, experts: ExpertsConfig, *, rngs: nnx.Rngs) -> Causa
         elif path[-1] in _COPIES:
             dense = old[(*path[:-1], _COPIES[path[-1]])][...]
             value = jnp.broadcast_to(dense[None], leaf.shape)
+        elif path[-1] == "selection_bias_e":
+            value = jnp.zeros(leaf.shape, jnp.float32)
         else:
             value = init(rngs.params(), leaf.shape, jnp.float32)
         leaves.append((path, leaf.replace(value)))

@@ -15,6 +15,7 @@ from flax import nnx
 from moe_jax.errors import UserError
 from moe_jax.models.bert import Encoder, EncoderConfig
 from moe_jax.models.hub_tensors import check_count, check_names, finite
+from moe_jax.models.shapes import shapes_of
 
 Path = tuple[Any, ...]
 
@@ -130,7 +131,7 @@ def build(
     table = sources(config, names)
     wanted = {name for group in table.values() for name in group}
     check_names(wanted, set(found), where)
-    shapes = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+    shapes = shapes_of(lambda rngs: Encoder(config, rngs=rngs))
     graphdef, state = nnx.split(shapes)
     leaves = []
     for path, leaf in nnx.to_flat_state(state):

@@ -1,5 +1,7 @@
 """Upcycled models say what the dense ones say, and their experts part in training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,7 @@ def read(model, ids):
         experts(k=3, score="sigmoid"),
         experts(renormalise=False, topk_first=True),
         experts(renormalise=False, k=4),
+        dataclasses.replace(experts(), selection_bias=True),
     ],
 )
 def test_the_same_logits(chosen):
