@@ -122,7 +122,7 @@ def test_routes_instead_of_a_run(given, tmp_path, capsys):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--usage=some"], "usage='some' must be one of"),
+        (["--usage=some"], "usage='some': must be one of"),
         (["--weights=-1,0,1"], "3 numbers for 2 levels"),
         (["--weights=-1,2"], "must add up to 0"),
         (["--weights=a,b"], "--weights=a,b: must be numbers with commas between"),
