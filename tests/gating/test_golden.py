@@ -12,7 +12,7 @@ import pytest
 from moe_jax.gating import GateConfig, Routing, gate_logits, route
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gating.npz"
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_golden_gating.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_golden_gating.py"
 
 
 def load_golden():
